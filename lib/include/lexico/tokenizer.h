@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lexico {
+
+/// Byte-level BPE from a Hugging Face `tokenizer.json`: the GPT-2, Llama-3 and Qwen2 styles. Ids equal those of the
+/// Python package `tokenizers` with add_special_tokens=False.
+class Tokenizer {
+ public:
+  /// @throws IoError if the file is missing, damaged, or of another kind; the message names the field and its value
+  ///         and advises to pass ids (--token-ids) instead.
+  static Tokenizer from_file(const std::string& path);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  /// Appends the ids of `text` to `ids`. Added tokens in the text ("<|endoftext|>") become their ids. Bytes that are
+  /// not UTF-8 are read as U+FFFD each maximal invalid part, as Python's errors="replace" does.
+  void encode(std::string_view text, std::vector<std::int32_t>& ids) const;
+  std::vector<std::int32_t> encode(std::string_view text) const;
+
+  int vocab_size() const;                                       ///< largest id + 1
+  std::optional<std::int32_t> id_of(std::string_view token) const;  ///< of a token as written in the file
+  /// The token that the post-processor puts before a text (the file's own BOS), if it names one.
+  std::optional<std::int32_t> bos_id() const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lexico

@@ -1,0 +1,31 @@
+# libtorch as one imported target, lexico_torch. find_package(Torch) is not used: with CMake 3.25 and nvcc 13 it
+# fails on a CUDA test program, and otherwise it overrides CMAKE_CUDA_ARCHITECTURES.
+# Looked for in LEXICO_TORCH_ROOT, Torch_DIR, then the virtual environment that scripts/setup makes.
+set(LEXICO_TORCH_ROOT "" CACHE PATH "A libtorch: the folder that holds include/ and lib/")
+set(torch_root "${LEXICO_TORCH_ROOT}")
+if(NOT torch_root AND DEFINED ENV{LEXICO_TORCH_ROOT})
+  set(torch_root "$ENV{LEXICO_TORCH_ROOT}")
+endif()
+if(NOT torch_root AND Torch_DIR)
+  get_filename_component(torch_root "${Torch_DIR}/../../.." ABSOLUTE)  # <root>/share/cmake/Torch
+endif()
+if(NOT torch_root)
+  file(GLOB torch_in_venv ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)
+  list(POP_BACK torch_in_venv torch_root)
+endif()
+if(NOT EXISTS "${torch_root}/lib/libtorch_cpu.so")
+  message(FATAL_ERROR "libtorch not found (looked in '${torch_root}'). Run scripts/setup, or set LEXICO_TORCH_ROOT "
+                      "to a folder with include/ and lib/libtorch_cpu.so, or configure with -DLEXICO_BUILD_APPS=OFF.")
+endif()
+message(STATUS "lexico: libtorch ${torch_root}")
+
+foreach(part IN ITEMS c10 torch_cpu torch)
+  add_library(lexico_torch_${part} SHARED IMPORTED GLOBAL)
+  set_target_properties(lexico_torch_${part} PROPERTIES
+    IMPORTED_LOCATION ${torch_root}/lib/lib${part}.so
+    INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${torch_root}/include;${torch_root}/include/torch/csrc/api/include")
+endforeach()
+add_library(lexico_torch INTERFACE)
+target_link_libraries(lexico_torch INTERFACE
+  -Wl,--no-as-needed lexico_torch_torch lexico_torch_torch_cpu lexico_torch_c10 -Wl,--as-needed  # the CUDA half registers itself
+  -Wl,--allow-shlib-undefined)
