@@ -20,7 +20,7 @@ endif()
 message(STATUS "lexico: libtorch ${torch_root}")
 
 foreach(part IN ITEMS c10 torch_cpu torch)
-  add_library(lexico_torch_${part} SHARED IMPORTED GLOBAL)
+  add_library(lexico_torch_${part} SHARED IMPORTED)
   set_target_properties(lexico_torch_${part} PROPERTIES
     IMPORTED_LOCATION ${torch_root}/lib/lib${part}.so
     INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${torch_root}/include;${torch_root}/include/torch/csrc/api/include")
