@@ -8,8 +8,8 @@
 
 namespace lexico {
 
-/// The atoms that one layer's keys (or values) are written in: [num_atoms, dim], rows of unit L2 norm.
-/// This is the paper's D (dim x num_atoms) transposed, so that an atom is contiguous.
+/// The atoms that one layer's keys (or values) are written in: [num_atoms, dim], rows of unit L2
+/// norm. This is the paper's D (dim x num_atoms) transposed, so that an atom is contiguous.
 struct Dictionary {
   int layer = 0;
   Kind kind = Kind::kKeys;
@@ -17,11 +17,13 @@ struct Dictionary {
   std::vector<float> atoms;
 };
 
-/// The dictionaries of a model: for each trained layer one for keys and one for values (or only one kind).
+/// The dictionaries of a model: for each trained layer one for keys and one for values (or only one
+/// kind).
 struct DictionarySet {
-  std::vector<Dictionary> dictionaries;          ///< sorted by layer, keys before values
-  KeyStage key_stage = KeyStage::kPostRope;      ///< of the keys they were trained on
-  std::map<std::string, std::string> metadata;   ///< provenance: model, model_sha256, recipe, sparsity, config, ...
+  std::vector<Dictionary> dictionaries;      ///< sorted by layer, keys before values
+  KeyStage key_stage = KeyStage::kPostRope;  ///< of the keys they were trained on
+  std::map<std::string, std::string>
+      metadata;  ///< provenance: model, model_sha256, recipe, sparsity, config, ...
 
   const Dictionary* find(int layer, Kind kind) const;  ///< nullptr if it was not trained
   std::vector<int> layers() const;                     ///< distinct, ascending
@@ -31,9 +33,11 @@ struct DictionarySet {
 /// @throws InvalidArgument naming the atom if a row is zero or not finite.
 void normalize_atoms(std::vector<float>& atoms, int num_atoms, int dim);
 
-/// Reads `dictionary.safetensors` (docs/formats.md), or the file of that name in a run folder; atoms may be float32,
-/// float16 or bfloat16 and are scaled to unit norm. Nothing in the file is executed.
-/// @throws IoError naming the file and the tensor: missing, truncated, wrong rank, type or name, NaN.
+/// Reads `dictionary.safetensors` (docs/formats.md), or the file of that name in a run folder;
+/// atoms may be float32, float16 or bfloat16 and are scaled to unit norm. Nothing in the file is
+/// executed.
+/// @throws IoError naming the file and the tensor: missing, truncated, wrong rank, type or name,
+/// NaN.
 DictionarySet read_dictionaries(const std::string& file_or_run_folder);
 
 /// Writes float32 atoms to a temporary file beside `path`, syncs it and renames it.

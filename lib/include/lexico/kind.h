@@ -11,7 +11,9 @@ inline const char* name_of(Kind kind) { return kind == Kind::kKeys ? "keys" : "v
 
 /// Keys as the cache holds them, or with the rotation of RoPE undone.
 enum class KeyStage { kPostRope, kPreRope };
-inline const char* name_of(KeyStage stage) { return stage == KeyStage::kPostRope ? "post_rope" : "pre_rope"; }
+inline const char* name_of(KeyStage stage) {
+  return stage == KeyStage::kPostRope ? "post_rope" : "pre_rope";
+}
 /// @throws InvalidArgument unless `name` is "post_rope" or "pre_rope".
 KeyStage key_stage_from(const std::string& name);
 
