@@ -11,8 +11,9 @@
 namespace lexico {
 namespace {
 
-constexpr double kEpsilon = 1e-8;            // the published metric's guard for zero vectors
-constexpr std::int64_t kBatch = 16384;       // vectors per pursuit: bounds the memory of codes and curves
+constexpr double kEpsilon = 1e-8;  // the published metric's guard for zero vectors
+constexpr std::int64_t kBatch =
+    16384;  // vectors per pursuit: bounds the memory of codes and curves
 constexpr const char* kName = "evaluation";  // opens the messages
 
 std::vector<int> checked(std::vector<int> sparsities) {
@@ -21,7 +22,8 @@ std::vector<int> checked(std::vector<int> sparsities) {
     detail::throw_invalid(kName, ": sparsity is ", sparsities.front(), ", must be at least 1");
   for (std::size_t i = 1; i < sparsities.size(); ++i)
     if (sparsities[i] <= sparsities[i - 1])
-      detail::throw_invalid(kName, ": sparsities must ascend, but ", sparsities[i], " follows ", sparsities[i - 1]);
+      detail::throw_invalid(
+          kName, ": sparsities must ascend, but ", sparsities[i], " follows ", sparsities[i - 1]);
   return sparsities;
 }
 
@@ -51,9 +53,13 @@ double quantile(std::vector<float>& values, double q) {
 }  // namespace
 
 RelativeErrors::RelativeErrors(std::vector<int> sparsities)
-    : sparsities_(checked(std::move(sparsities))), errors_(sparsities_.size()), atoms_(sparsities_.size(), 0.0) {}
+    : sparsities_(checked(std::move(sparsities))),
+      errors_(sparsities_.size()),
+      atoms_(sparsities_.size(), 0.0) {}
 
-std::int64_t RelativeErrors::num_vectors() const { return static_cast<std::int64_t>(errors_.front().size()); }
+std::int64_t RelativeErrors::num_vectors() const {
+  return static_cast<std::int64_t>(errors_.front().size());
+}
 
 std::vector<ErrorSummary> RelativeErrors::summarize() const {
   std::vector<ErrorSummary> summaries;
@@ -61,8 +67,13 @@ std::vector<ErrorSummary> RelativeErrors::summarize() const {
     std::vector<float> errors = errors_[i];
     double sum = 0;
     for (const float error : errors) sum += error;
-    const auto count = static_cast<double>(errors.size());  // 0 / 0 is the NaN that the header promises
-    summaries.push_back({sparsities_[i], sum / count, quantile(errors, 0.5), quantile(errors, 0.99), atoms_[i] / count,
+    const auto count =
+        static_cast<double>(errors.size());  // 0 / 0 is the NaN that the header promises
+    summaries.push_back({sparsities_[i],
+                         sum / count,
+                         quantile(errors, 0.5),
+                         quantile(errors, 0.99),
+                         atoms_[i] / count,
                          num_vectors()});
   }
   return summaries;
@@ -78,7 +89,8 @@ void Evaluator::use(const Dictionary& dictionary) {
 
 void Evaluator::measure(const float* vectors, std::int64_t num_vectors, RelativeErrors& errors) {
   if (dim_ == 0) detail::throw_invalid(kName, ": measure() before use()");
-  if (errors.sparsities_ != sparsities_) detail::throw_invalid(kName, ": errors were made for other sparsities");
+  if (errors.sparsities_ != sparsities_)
+    detail::throw_invalid(kName, ": errors were made for other sparsities");
   const auto stride = static_cast<std::size_t>(sparsities_.back());
   for (std::int64_t first = 0; first < num_vectors; first += kBatch) {
     const std::int64_t count = std::min(kBatch, num_vectors - first);
@@ -93,10 +105,12 @@ void Evaluator::measure(const float* vectors, std::int64_t num_vectors, Relative
       const double length = norm(batch + b * dim_, dim_);
       for (std::size_t i = 0; i < sparsities_.size(); ++i) {
         const int s = sparsities_[i];
-        // A signal without atoms (zero, or within the tolerance at once) has no curve: its residual is itself.
+        // A signal without atoms (zero, or within the tolerance at once) has no curve: its residual
+        // is itself.
         const int used = std::min(s, codes_.counts[at]);
-        const double residual = codes_.counts[at] == 0 ? codes_.residual_norms[at]
-                                                       : codes_.curve[at * stride + static_cast<std::size_t>(s - 1)];
+        const double residual = codes_.counts[at] == 0
+                                    ? codes_.residual_norms[at]
+                                    : codes_.curve[at * stride + static_cast<std::size_t>(s - 1)];
         errors.errors_[i].push_back(static_cast<float>(residual / (length + kEpsilon)));
         errors.atoms_[i] += used;
       }
@@ -104,8 +118,11 @@ void Evaluator::measure(const float* vectors, std::int64_t num_vectors, Relative
   }
 }
 
-std::vector<ErrorSummary> evaluate(const Dictionary& dictionary, const float* vectors, std::int64_t num_vectors,
-                                   const std::vector<int>& sparsities, const EncodeOptions& options) {
+std::vector<ErrorSummary> evaluate(const Dictionary& dictionary,
+                                   const float* vectors,
+                                   std::int64_t num_vectors,
+                                   const std::vector<int>& sparsities,
+                                   const EncodeOptions& options) {
   Evaluator evaluator(sparsities, options);
   RelativeErrors errors(sparsities);
   evaluator.use(dictionary);
@@ -117,8 +134,10 @@ Dictionary random_dictionary(int layer, Kind kind, int num_atoms, int dim, std::
   Dictionary dictionary{layer, kind, num_atoms, dim, {}};
   dictionary.atoms.resize(static_cast<std::size_t>(num_atoms) * static_cast<std::size_t>(dim));
   // Own Box-Muller: std::normal_distribution differs between standard libraries.
-  std::seed_seq seeds{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32),
-                      static_cast<std::uint32_t>(layer), static_cast<std::uint32_t>(kind)};
+  std::seed_seq seeds{static_cast<std::uint32_t>(seed),
+                      static_cast<std::uint32_t>(seed >> 32),
+                      static_cast<std::uint32_t>(layer),
+                      static_cast<std::uint32_t>(kind)};
   std::mt19937_64 random(seeds);
   const auto uniform = [&random] { return (static_cast<double>(random() >> 11) + 0.5) * 0x1p-53; };
   for (float& value : dictionary.atoms) {
@@ -129,18 +148,21 @@ Dictionary random_dictionary(int layer, Kind kind, int num_atoms, int dim, std::
   return dictionary;
 }
 
-Dictionary sample_dictionary(int layer, Kind kind, int num_atoms, int dim, const float* vectors,
-                             std::int64_t num_vectors) {
+Dictionary sample_dictionary(
+    int layer, Kind kind, int num_atoms, int dim, const float* vectors, std::int64_t num_vectors) {
   Dictionary dictionary{layer, kind, num_atoms, dim, {}};
   const auto wanted = static_cast<std::size_t>(num_atoms) * static_cast<std::size_t>(dim);
   for (std::int64_t row = 0; row < num_vectors && dictionary.atoms.size() < wanted; ++row) {
     const float* vector = vectors + row * dim;
     const double length = norm(vector, dim);
-    if (length > 0 && std::isfinite(length)) dictionary.atoms.insert(dictionary.atoms.end(), vector, vector + dim);
+    if (length > 0 && std::isfinite(length))
+      dictionary.atoms.insert(dictionary.atoms.end(), vector, vector + dim);
   }
   if (dictionary.atoms.size() < wanted)
-    detail::throw_invalid("sample dictionary: ", dictionary.atoms.size() / static_cast<std::size_t>(dim),
-                          " usable vectors, need ", num_atoms);
+    detail::throw_invalid("sample dictionary: ",
+                          dictionary.atoms.size() / static_cast<std::size_t>(dim),
+                          " usable vectors, need ",
+                          num_atoms);
   normalize_atoms(dictionary.atoms, num_atoms, dim);
   return dictionary;
 }

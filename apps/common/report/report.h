@@ -1,0 +1,122 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "lexico/kind.h"
+
+/// What lexico-eval and lexico-train tell a person: a table, JSON, CSV and one HTML page, from one
+/// struct.
+namespace lexico::report {
+
+/// What encodes the vectors: a trained dictionary, or a baseline to compare it with.
+struct Coder {
+  enum class Role { kDictionary, kRandom, kSamples };
+  std::string name;  ///< as rows name it; unique
+  Role role = Role::kDictionary;
+  int num_atoms = 0;
+  std::string path;                             ///< of a dictionary
+  std::map<std::string, std::string> metadata;  ///< of a dictionary: its provenance
+};
+
+struct Dataset {
+  std::string name;  ///< as rows name it; unique
+  std::string path;
+  bool in_domain = true;
+  std::int64_t tokens = 0;   ///< it holds
+  std::int64_t vectors = 0;  ///< measured per layer and kind, those that are not finite included
+  std::int64_t not_finite =
+      0;  ///< of them, over all layers and kinds, hold NaN or Inf: counted, left out of all errors
+  std::string sampling;  ///< in words: which vectors were measured
+};
+
+/// One measurement.
+struct Row {
+  std::string dataset;
+  int layer = 0;
+  Kind kind = Kind::kKeys;
+  std::string coder;
+  int sparsity = 0;
+  double mean = 0, median = 0,
+         p99 = 0;         ///< relative error |x - D y| / |x|, before the weights are quantized
+  double mean_atoms = 0;  ///< used per vector: `sparsity`, or less with a tolerance
+  std::int64_t vectors = 0;
+};
+
+struct TrainingPoint {
+  std::int64_t vectors = 0;  ///< seen per dictionary so far
+  double loss = 0, relative_error = 0, learning_rate = 0;
+};
+
+/// One dictionary's way through training.
+struct TrainingSeries {
+  int layer = 0;
+  Kind kind = Kind::kKeys;
+  std::vector<TrainingPoint> points;
+  std::int64_t unused_atoms = -1;  ///< at the end; -1: not known
+};
+
+struct Training {
+  std::string recipe;
+  std::string config;  ///< resolved, as YAML
+  double seconds = 0;
+  std::vector<TrainingSeries> series;
+};
+
+struct EvaluationReport {
+  std::string title;    ///< "Evaluation of ...", "Training of ..."
+  std::string command;  ///< as it was typed
+  std::string version;  ///< of the program
+  std::string created;  ///< date and time, UTC
+  std::string model;
+  int dim = 0;
+  std::string key_stage = "post_rope";
+  std::vector<int> layers;
+  std::vector<int> sparsities;  ///< ascending
+  std::string selection = "omp";
+  double relative_tolerance = 0;
+  std::vector<Coder> coders;  ///< the first one is what verdict and charts are about
+  std::vector<Dataset> datasets;
+  std::vector<Row> rows;
+  std::vector<std::string>
+      notes;  ///< warnings worth keeping: NaN vectors, a baseline that is missing and why
+  std::vector<std::pair<std::string, std::string>>
+      settings;  ///< anything else worth knowing, in order
+  std::optional<Training> training;
+};
+
+/// Mean over layers of a coder's mean error; domain and dataset narrow it down. NaN if no row fits.
+struct Query {
+  std::string coder;
+  int sparsity = 0;
+  std::optional<Kind> kind;
+  std::optional<bool> in_domain;
+  std::optional<std::string> dataset;
+  std::optional<int> layer;
+};
+double mean_error(const EvaluationReport& report, const Query& query);
+/// Atoms a vector uses on average (rows as above), and the bytes that takes in the published
+/// format.
+double mean_bytes(const EvaluationReport& report, const Query& query);
+
+/// The sparsity that verdict and tiles speak of: 8 if it was measured, else the middle one.
+int headline_sparsity(const EvaluationReport& report);
+/// One line that says how good the first dictionary is and what to do about it.
+std::string verdict(const EvaluationReport& report);
+
+/// Layers as rows, domains side by side, keys and values apart; ends with the verdict.
+std::string console_table(const EvaluationReport& report);
+std::string to_json(const EvaluationReport& report);
+std::string to_csv(const EvaluationReport& report);   ///< a header line, then one line per row
+std::string to_html(const EvaluationReport& report);  ///< one page that loads nothing
+
+/// Writes report.json, report.csv and report.html into `folder` (made if missing), each by way of a
+/// temporary file.
+/// @throws ResourceError naming the file that cannot be written; no part of that file is left.
+void write_report(const EvaluationReport& report, const std::string& folder);
+
+}  // namespace lexico::report
