@@ -5,6 +5,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "core/half.h"
 #include "lexico/error.h"
 #include "lexico/files.h"
 
@@ -20,17 +21,6 @@ std::int64_t bytes_per_element(const std::string& dtype) {
   if (dtype == "BOOL" || dtype == "U8" || dtype == "I8" || dtype == "F8_E4M3" || dtype == "F8_E5M2")
     return 1;
   return 0;
-}
-
-float from_half(std::uint16_t bits) {
-  const std::uint32_t sign = (bits & 0x8000u) << 16;
-  std::uint32_t exponent = (bits >> 10) & 31u, mantissa = bits & 0x3ffu;
-  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  exponent = exponent == 31 ? 255 : exponent + 112;
-  return std::bit_cast<float>(sign | (exponent << 23) | (mantissa << 13));
 }
 
 SafeTensor parse_tensor(const std::string& path,
@@ -111,7 +101,7 @@ std::vector<float> to_floats(const SafeTensor& tensor, const std::string& what) 
     std::uint16_t bits = 0;
     std::memcpy(&bits, tensor.bytes.data() + 2 * i, 2);
     values[i] = tensor.dtype == "F16"
-                    ? from_half(bits)
+                    ? float_from_half(bits)
                     : std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
   return values;

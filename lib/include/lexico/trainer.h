@@ -1,0 +1,93 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lexico/dictionary.h"
+#include "lexico/train_config.h"
+
+namespace lexico {
+
+/// One dictionary to be trained.
+struct TrainTarget {
+  int layer = 0;
+  Kind kind = Kind::kKeys;
+};
+
+/// Where training vectors come from: an endless stream, the same for the same seed.
+class VectorStream {
+ public:
+  virtual ~VectorStream() = default;
+  virtual int num_dictionaries() const = 0;
+  virtual int dim() const = 0;
+  /// The next `count` vectors of each dictionary: out [num_dictionaries, count, dim].
+  virtual void next(std::int64_t count, float* out) = 0;
+  /// Continues as if `vectors` of each dictionary had been taken from the start.
+  virtual void seek(std::int64_t vectors) = 0;
+};
+
+/// One step, as an observer sees it.
+struct TrainStep {
+  std::int64_t step = 0, num_steps = 0;  ///< step counts from 1
+  std::int64_t vectors = 0;              ///< of each dictionary, so far
+  double learning_rate = 0;
+  double loss = 0;            ///< mean of (x - D y)^2 over batch, dictionaries and channels
+  double relative_error = 0;  ///< mean of |x - D y| / (|x| + 1e-8) over batch and dictionaries
+  std::vector<double> relative_errors;  ///< the same, of each dictionary
+  std::int64_t bad_vectors = 0;         ///< vectors with NaN or Inf met so far, left out
+  std::int64_t revived_atoms = 0;       ///< so far
+};
+
+class TrainObserver {
+ public:
+  virtual ~TrainObserver() = default;
+  virtual void on_step(const TrainStep& step) = 0;
+  /// Asked after every step; true ends `run` early, ready to be saved and resumed.
+  virtual bool wants_stop() { return false; }
+};
+
+/// Learns one dictionary per target, all side by side: pursuit in the loop, gradient descent on the
+/// atoms, unit norm. Source: Lexico, arXiv:2412.08890; recipe `lexico` follows the released trainer
+/// step by step (docs/training.md). On the CPU the result depends on the seed and the config alone,
+/// not on the thread count.
+class Trainer {
+ public:
+  /// @param stream  gives vectors for the targets, in their order; must outlive the trainer.
+  /// @param initial  empty, or one dictionary per target to start from, [targets, num_atoms, dim].
+  /// @throws InvalidArgument if the config is out of range or does not fit the stream's dim;
+  /// ResourceError if the
+  ///         device is not there or has too little memory.
+  Trainer(const TrainConfig& config,
+          std::vector<TrainTarget> targets,
+          VectorStream& stream,
+          const std::vector<float>& initial = {});
+  ~Trainer();
+
+  const TrainConfig& config() const;  ///< resolved
+
+  /// Trains until the budget is used or the observer wants to stop. @returns whether the budget is
+  /// used.
+  /// @throws IoError if all vectors of a dictionary in a batch hold NaN or Inf; Error if training
+  /// diverges.
+  bool run(TrainObserver& observer);
+
+  /// The dictionaries as they are now, unit norm.
+  DictionarySet dictionaries() const;
+  std::int64_t step() const;
+  /// For each target, atoms that no vector of the last `20 * num_atoms` used.
+  std::vector<int> unused_atoms() const;
+
+  /// Everything a later `load` needs to go on to the same result; written aside, synced, renamed.
+  void save(const std::string& path) const;
+  /// @throws IoError if the file is damaged or belongs to another config or other targets (names
+  /// the difference).
+  void load(const std::string& path);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lexico
