@@ -256,11 +256,12 @@ def traceable(model: nn.Module) -> Iterator[None]:
             rotary.rope_type = rope_type
 
 
-def trace(model: nn.Module, vocab: int) -> torch.jit.ScriptModule:
-    batch, length, past = 2, 5, 3
-    ids = torch.arange(batch * length, device=model.device).reshape(batch, length) % vocab
+def trace(model: nn.Module, vocab: int, max_positions: int) -> torch.jit.ScriptModule:
+    length = max(1, min(5, max_positions // 2))
+    past = min(3, max_positions - length)
+    ids = torch.arange(2 * length, device=model.device).reshape(2, length) % vocab
     mask = torch.ones_like(ids)
-    mask[1, 3:] = 0
+    mask[1, length // 2 + 1 :] = 0
     exported = ExportedModel(model).eval()
     with torch.no_grad(), traceable(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every Python number; check_saved is the judge
@@ -581,7 +582,7 @@ def export(model_name: str, output: Path, dtype: str, device: str, revision: str
     if plan.masked_window is not None:
         info["notes"].append(f"sliding window {plan.masked_window}: beyond it the mask was checked, the model was not run")
     with complete_file(output) as partial:
-        save(trace(model, info["vocab"]), partial, info)
+        save(trace(model, info["vocab"], info["max_positions"]), partial, info)
         check = check_saved(partial, model, info, plan)
     tokenizer = source.folder / "tokenizer.json"
     if tokenizer.is_file():
