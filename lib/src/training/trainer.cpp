@@ -387,7 +387,7 @@ void Trainer::load(const std::string& path) {
     throw IoError(path + ": format is '" + text("format") + "'");
   for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets))
     if (text(key) != value)
-      throw IoError(path + ": was trained with " + key + " = " + text(key) + ", this run has " +
+      throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) + ", this run has " +
                     value + "; start again with --overwrite or restore the setting");
   const auto restore = [&](const std::string& name, const Tensor& like) {
     const auto found = file.tensors.find(name);

@@ -1,0 +1,520 @@
+// lexico-train: learns the dictionaries of a model from its dumped keys and values.
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <ctime>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "common/options.h"
+#include "common/program.h"
+#include "common/report/report.h"
+#include "lexico-train/run_folder.h"
+#include "lexico/activation_sampler.h"
+#include "lexico/activations.h"
+#include "lexico/error.h"
+#include "lexico/evaluation.h"
+#include "lexico/files.h"
+#include "lexico/pt_file.h"
+#include "lexico/trainer.h"
+
+namespace lexico::apps {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+struct Config {
+  std::string data, output, layers = "all", kinds = "both", validation_data, registry;
+  std::int64_t validation_vectors = 16384;
+  int pool_mib = 1024;
+  double checkpoint_seconds = 300;
+  bool resume = false, overwrite = false, dry_run = false, json = false;
+  TrainConfig train;
+
+  template <typename Self, typename Visitor>
+  static void for_each_field(Self& self, Visitor&& visit) {
+    visit("data",
+          self.data,
+          "activations to learn from: a file, a folder of shards, or a 'glob' (lexico-extract "
+          "writes them)");
+    visit("output", self.output, "folder of the run: dictionaries, metrics, checkpoints, report");
+    TrainConfig::for_each_field(self.train, visit);
+    visit("layers", self.layers, "layers to train: all, or numbers like 0,2,5-7");
+    visit("kinds", self.kinds, "keys, values or both");
+    visit("validation_data",
+          self.validation_data,
+          "activations for the report; empty: the end of data, held out");
+    visit("validation_vectors",
+          self.validation_vectors,
+          "vectors of each dictionary in the report (a tenth of data at most)");
+    visit("pool_mib", self.pool_mib, "memory for shuffling, MiB");
+    visit("checkpoint_seconds", self.checkpoint_seconds, "time between checkpoints");
+    visit("registry",
+          self.registry,
+          "JSON map that the .pt is entered in; empty: OUTPUT/path_to_dictionary.json");
+    visit("resume", self.resume, "go on with the run in OUTPUT");
+    visit("overwrite", self.overwrite, "start again in OUTPUT; the run there is removed");
+    visit("dry_run", self.dry_run, "print the plan (vectors, memory, disk, time) and stop");
+    visit("json", self.json, "print the result as JSON on stdout");
+  }
+
+  void validate() const {
+    if (data.empty())
+      throw InvalidArgument("data is missing: --data FILE (activations that lexico-extract wrote)");
+    if (output.empty()) throw InvalidArgument("output is missing: --output FOLDER");
+    if (kinds != "both" && kinds != "keys" && kinds != "values")
+      throw InvalidArgument("kinds is '" + kinds + "', must be keys, values or both");
+    if (validation_vectors < 1)
+      throw InvalidArgument("validation_vectors is " + std::to_string(validation_vectors) +
+                            ", must be >= 1");
+    if (pool_mib < 1)
+      throw InvalidArgument("pool_mib is " + std::to_string(pool_mib) + ", must be >= 1");
+    if (!(checkpoint_seconds > 0)) throw InvalidArgument("checkpoint_seconds must be > 0");
+    if (resume && overwrite)
+      throw InvalidArgument("--resume and --overwrite contradict each other");
+    train.validate();
+  }
+};
+
+std::string command_line(int argc, char** argv) {
+  std::string text;
+  for (int i = 0; i < argc; ++i) text += (i ? " " : "") + std::string(argv[i]);
+  return text;
+}
+
+std::string utc_now() {
+  char text[32];
+  const std::time_t now = std::time(nullptr);
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", std::gmtime(&now));
+  return text;
+}
+
+std::vector<TrainTarget> targets_of(const Config& config, const ActivationInfo& info) {
+  std::vector<TrainTarget> targets;
+  for (int layer : parse_layers(config.layers, info.num_layers))
+    for (Kind kind : kBothKinds)
+      if (config.kinds == "both" || config.kinds == name_of(kind)) targets.push_back({layer, kind});
+  return targets;
+}
+
+/// The rows the report measures: the end of the data, or another file.
+struct Validation {
+  ActivationReader* reader;
+  std::int64_t first_row, num_rows;
+};
+
+void require_same_model(const ActivationReader& a, const ActivationReader& b) {
+  const ActivationInfo &x = a.info(), &y = b.info();
+  const auto differ =
+      [&](const std::string& what, const std::string& in_a, const std::string& in_b) {
+        throw IoError(b.files().front() + ": " + what + " is " + in_b + ", but " +
+                      a.files().front() + " has " + in_a);
+      };
+  if (x.num_layers != y.num_layers)
+    differ("number of layers", std::to_string(x.num_layers), std::to_string(y.num_layers));
+  if (x.head_dim != y.head_dim)
+    differ("head_dim", std::to_string(x.head_dim), std::to_string(y.head_dim));
+  if (x.key_stage != y.key_stage) differ("key_stage", name_of(x.key_stage), name_of(y.key_stage));
+}
+
+/// Logs means over intervals, saves checkpoints by the clock, and stops when the user asks.
+class Observer : public TrainObserver {
+ public:
+  Observer(RunFolder& folder, const Trainer& trainer, double checkpoint_seconds)
+      : folder_(folder),
+        trainer_(trainer),
+        checkpoint_seconds_(checkpoint_seconds),
+        interval_(std::max<std::int64_t>(1, trainer.config().num_steps() / 500)),
+        progress_("training",
+                  static_cast<double>(trainer.config().num_steps()) * trainer.config().batch_size,
+                  "vectors"),
+        last_save_(Clock::now()) {
+    progress_.start_from(static_cast<double>(trainer.step()) * trainer.config().batch_size);
+  }
+
+  void on_step(const TrainStep& step) override {
+    add(step);
+    char detail[96];
+    std::snprintf(detail,
+                  sizeof detail,
+                  "loss=%.3e rel_err=%.4f lr=%.1e",
+                  step.loss,
+                  step.relative_error,
+                  step.learning_rate);
+    progress_.update(static_cast<double>(step.vectors), detail);
+    if (step.step % interval_ == 0 || step.step == step.num_steps) flush();
+  }
+
+  bool wants_stop() override {
+    if (std::chrono::duration<double>(Clock::now() - last_save_).count() > checkpoint_seconds_) {
+      flush();
+      folder_.save_checkpoint(trainer_);
+      last_save_ = Clock::now();
+    }
+    return stop_requested();
+  }
+
+  void flush() {
+    if (count_ == 0) return;
+    sum_.loss /= count_;
+    sum_.relative_error /= count_;
+    for (double& error : sum_.relative_errors) error /= count_;
+    folder_.log(sum_);
+    last_ = sum_;
+    count_ = 0;
+  }
+
+  const TrainStep& last() const { return last_; }
+  double seconds() const { return progress_.seconds(); }
+
+ private:
+  void add(const TrainStep& step) {
+    if (count_++ == 0) {
+      sum_ = step;
+      return;
+    }
+    const TrainStep before = sum_;
+    sum_ = step;
+    sum_.loss += before.loss;
+    sum_.relative_error += before.relative_error;
+    for (std::size_t i = 0; i < sum_.relative_errors.size(); ++i)
+      sum_.relative_errors[i] += before.relative_errors[i];
+  }
+
+  RunFolder& folder_;
+  const Trainer& trainer_;
+  double checkpoint_seconds_;
+  std::int64_t interval_;
+  Progress progress_;
+  Clock::time_point last_save_;
+  TrainStep sum_, last_;
+  int count_ = 0;
+};
+
+std::vector<int> report_sparsities(const TrainConfig& config, int dim) {
+  std::vector<int> out;
+  for (int s : {config.sparsity / 2, config.sparsity, 2 * config.sparsity})
+    if (s >= 1 && s <= std::min(dim, config.num_atoms)) out.push_back(s);
+  return out;
+}
+
+report::EvaluationReport evaluate_run(const Config& config,
+                                      const TrainConfig& train,
+                                      const DictionarySet& set,
+                                      Validation validation) {
+  const ActivationInfo& info = validation.reader->info();
+  report::EvaluationReport out;
+  out.model = info.model;
+  out.dim = info.head_dim;
+  out.key_stage = name_of(info.key_stage);
+  out.layers = set.layers();
+  out.sparsities = report_sparsities(train, info.head_dim);
+  out.selection = train.selection;
+  out.relative_tolerance = train.relative_tolerance;
+  out.coders.push_back({"dictionary",
+                        report::Coder::Role::kDictionary,
+                        train.num_atoms,
+                        config.output,
+                        set.metadata});
+  report::Dataset data{"held out",
+                       validation.reader->files().front(),
+                       true,
+                       validation.num_rows / info.kv_heads,
+                       validation.num_rows,
+                       0,
+                       config.validation_data.empty()
+                           ? "the last rows of the training data, never trained on"
+                           : "evenly many rows from the start of the validation data"};
+  Evaluator evaluator(out.sparsities,
+                      {train.sparsity,
+                       static_cast<float>(train.relative_tolerance),
+                       Selection::from(train.selection),
+                       train.threads});
+  std::vector<float> vectors(static_cast<std::size_t>(validation.num_rows * info.head_dim));
+  for (const Dictionary& d : set.dictionaries) {
+    validation.reader->read(
+        d.layer, d.kind, validation.first_row, validation.num_rows, vectors.data());
+    evaluator.use(d);
+    RelativeErrors errors(out.sparsities);
+    evaluator.measure(vectors.data(), validation.num_rows, errors);
+    for (const ErrorSummary& e : errors.summarize())
+      out.rows.push_back({data.name,
+                          d.layer,
+                          d.kind,
+                          "dictionary",
+                          e.sparsity,
+                          e.mean,
+                          e.median,
+                          e.p99,
+                          e.mean_atoms,
+                          e.vectors});
+    data.not_finite += errors.num_not_finite();
+  }
+  out.datasets.push_back(data);
+  return out;
+}
+
+void print_plan(const Config& config,
+                const Trainer& trainer,
+                const ActivationSampler& sampler,
+                const ActivationReader& reader,
+                std::int64_t training_rows,
+                double seconds_per_step) {
+  const TrainConfig& train = trainer.config();
+  const double numbers =
+      static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * sampler.dim();
+  const double batch = 3.0 * sampler.num_dictionaries() * train.batch_size * sampler.dim();
+  std::error_code error;
+  const fs::space_info space = fs::space(fs::absolute(config.output).parent_path(), error);
+  Json plan;
+  plan["dictionaries"] = sampler.num_dictionaries();
+  plan["num_atoms"] = train.num_atoms;
+  plan["dim"] = sampler.dim();
+  plan["training_vectors_per_dictionary"] = train.num_steps() * train.batch_size;
+  plan["vectors_in_data"] = training_rows;
+  plan["passes_over_data"] = static_cast<double>(train.num_steps()) * train.batch_size /
+                             static_cast<double>(training_rows);
+  plan["steps"] = train.num_steps();
+  plan["memory_bytes"] =
+      4.0 * (7.0 * numbers + batch) + static_cast<double>(sampler.pool_bytes()) + 4e8;
+  plan["disk_bytes"] = 4.0 * numbers * (2 + 2 * 3);
+  plan["free_disk_bytes"] = error ? 0.0 : static_cast<double>(space.available);
+  plan["seconds"] = seconds_per_step * static_cast<double>(train.num_steps());
+  if (config.json) {
+    std::cout << plan.dump(2) << '\n';
+    return;
+  }
+  std::cout << "Plan for " << config.output << " (nothing is written)\n"
+            << "  data      " << reader.files().front()
+            << (reader.files().size() > 1 ? " and more" : "") << ": "
+            << format_count(static_cast<double>(training_rows)) << " vectors for each of "
+            << sampler.num_dictionaries() << " dictionaries of " << train.num_atoms
+            << " atoms, dim " << sampler.dim() << '\n'
+            << "  training  " << train.recipe << ": "
+            << format_count(plan["training_vectors_per_dictionary"]) << " vectors each ("
+            << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
+            << " passes), " << train.num_steps() << " steps of " << train.batch_size << '\n'
+            << "  memory    about " << format_bytes(plan["memory_bytes"]) << '\n'
+            << "  disk      " << format_bytes(plan["disk_bytes"]) << " of "
+            << format_bytes(plan["free_disk_bytes"]) << " free\n"
+            << "  time      about " << format_duration(plan["seconds"])
+            << " (from a probe of two steps)\n";
+}
+
+/// Seconds of one step, the first (which warms up) not counted.
+double probe_step_seconds(Trainer& trainer) {
+  struct Probe : TrainObserver {
+    int steps = 0;
+    Clock::time_point first, last;
+    void on_step(const TrainStep&) override { (steps++ == 0 ? first : last) = Clock::now(); }
+    bool wants_stop() override { return steps == 3; }
+  } probe;
+  trainer.run(probe);
+  return probe.steps < 2
+             ? 0
+             : std::chrono::duration<double>(probe.last - probe.first).count() / (probe.steps - 1);
+}
+
+Json run_record(const Config& config, const std::string& command, const ActivationReader& reader) {
+  Json run;
+  run["program"] = std::string("lexico-train ") + lexico_version();
+  run["command"] = command;
+  run["started"] = utc_now();
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  run["host"] = host;
+  run["seed"] = config.train.seed;
+  run["inputs"] = Json::array();
+  for (const std::string& path : reader.files()) {
+    std::error_code error;
+    run["inputs"].push_back({{"path", path},
+                             {"bytes", fs::file_size(path, error)},
+                             {"plan_hash", reader.info().plan_hash}});
+  }
+  run["model"] = reader.info().model;
+  run["model_sha256"] = reader.info().model_sha256;
+  return run;
+}
+
+std::map<std::string, std::string> provenance(const Config& config,
+                                              const TrainConfig& train,
+                                              const ActivationInfo& info,
+                                              const std::vector<Option>& options) {
+  std::string corpora;
+  for (const std::string& name : info.corpora) corpora += (corpora.empty() ? "" : ", ") + name;
+  return {{"model", info.model},
+          {"model_sha256", info.model_sha256},
+          {"corpora", corpora},
+          {"data", config.data},
+          {"recipe", train.recipe},
+          {"num_atoms", std::to_string(train.num_atoms)},
+          {"sparsity", std::to_string(train.sparsity)},
+          {"selection", train.selection},
+          {"vectors", std::to_string(train.num_steps() * train.batch_size)},
+          {"seed", std::to_string(train.seed)},
+          {"version", std::string("lexico-train ") + lexico_version()},
+          {"config", to_yaml(options)}};
+}
+
+/// Both files and the registry. @returns why there is no .pt, or nothing.
+std::string write_dictionary_files(const Config& config,
+                                   const TrainConfig& train,
+                                   const RunFolder& folder,
+                                   const DictionarySet& set,
+                                   const ActivationInfo& info) {
+  write_dictionaries(set, folder.file("dictionary.safetensors"));
+  if (set.key_stage == KeyStage::kPreRope)
+    return "no dictionary.pt: the published layout has no place for pre_rope keys";
+  if (static_cast<int>(set.dictionaries.size()) != 2 * info.num_layers)
+    return "no dictionary.pt: the published layout needs keys and values of all " +
+           std::to_string(info.num_layers) + " layers";
+  const std::string pt = folder.file("dictionary.pt");
+  write_dictionaries_pt(set, pt);
+  register_dictionary(
+      config.registry.empty() ? folder.file("path_to_dictionary.json") : config.registry,
+      info.model,
+      train.num_atoms,
+      train.sparsity,
+      pt);
+  return {};
+}
+
+RunFolder::IfExists if_exists(const Config& config) {
+  if (config.resume) return RunFolder::IfExists::kResume;
+  return config.overwrite ? RunFolder::IfExists::kOverwrite : RunFolder::IfExists::kRefuse;
+}
+
+int train(const Config& config, const std::vector<Option>& options, const std::string& command) {
+  ActivationReader reader(config.data);
+  const ActivationInfo& info = reader.info();
+  const std::vector<TrainTarget> targets = targets_of(config, info);
+
+  std::unique_ptr<ActivationReader> other;
+  std::int64_t training_rows = reader.num_rows();
+  Validation validation{&reader, 0, std::min(config.validation_vectors, reader.num_rows() / 10)};
+  if (!config.validation_data.empty()) {
+    other = std::make_unique<ActivationReader>(config.validation_data);
+    require_same_model(reader, *other);
+    validation = {other.get(), 0, std::min(config.validation_vectors, other->num_rows())};
+  } else {
+    training_rows -= validation.num_rows;
+    validation.first_row = training_rows;
+  }
+  if (training_rows < 1 || validation.num_rows < 1)
+    throw IoError(config.data + ": " + std::to_string(reader.num_rows()) +
+                  " vectors a layer are too few to train on");
+  if (training_rows < config.train.num_atoms)
+    log_warning("only " + std::to_string(training_rows) + " vectors for " +
+                std::to_string(config.train.num_atoms) +
+                " atoms: the dictionary will know them by heart");
+
+  ActivationSampler sampler(reader,
+                            targets,
+                            training_rows,
+                            config.train.seed,
+                            static_cast<std::size_t>(config.pool_mib) << 20);
+  Trainer trainer(config.train, targets, sampler);
+  const TrainConfig& resolved = trainer.config();
+  if (config.dry_run) {
+    const double seconds = probe_step_seconds(trainer);
+    print_plan(config, trainer, sampler, reader, training_rows, seconds);
+    return 0;
+  }
+
+  RunFolder folder(config.output, if_exists(config));
+  if (config.resume && !folder.restore(trainer))
+    log_warning(config.output + ": no checkpoint yet, starting at step 0");
+  folder.open_metrics(targets, trainer.step());
+  write_file(folder.file("config.yaml"),
+             "# What this run was trained with; lexico-train -c reads it.\n" + to_yaml(options));
+  Json run = run_record(config, command, reader);
+  write_file(folder.file("run.json"), run.dump(2) + "\n");
+  log_info("training " + std::to_string(targets.size()) + " dictionaries of " +
+           std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
+           ", recipe " + resolved.recipe + ", " +
+           format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
+           " vectors each" +
+           (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
+
+  Observer observer(folder, trainer, config.checkpoint_seconds);
+  const bool finished = trainer.run(observer);
+  observer.flush();
+  folder.save_checkpoint(trainer);
+  if (!finished)
+    throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
+                      std::to_string(resolved.num_steps()) +
+                      "; the same command with --resume goes on from there");
+
+  DictionarySet set = trainer.dictionaries();
+  set.key_stage = info.key_stage;
+  set.metadata = provenance(config, resolved, info, options);
+  report::EvaluationReport result = evaluate_run(config, resolved, set, validation);
+  set.metadata["held_out_relative_error"] =
+      value_text(report::mean_error(result, {"dictionary", resolved.sparsity, {}, {}, {}, {}}));
+  const std::string no_pt = write_dictionary_files(config, resolved, folder, set, info);
+  folder.log_scalar("RelativeReconstructionError/eval",
+                    std::stod(set.metadata["held_out_relative_error"]),
+                    trainer.step());
+
+  result.title = "Training of dictionaries for " + info.model;
+  result.command = command;
+  result.version = std::string("lexico-train ") + lexico_version();
+  result.created = utc_now();
+  if (!no_pt.empty()) result.notes.push_back(no_pt);
+  if (observer.last().bad_vectors > 0)
+    result.notes.push_back(std::to_string(observer.last().bad_vectors) +
+                           " vectors with NaN or Inf were left out of training");
+  report::Training training{resolved.recipe, to_yaml(options), observer.seconds(), folder.series()};
+  const std::vector<int> unused = trainer.unused_atoms();
+  for (std::size_t i = 0; i < training.series.size(); ++i)
+    training.series[i].unused_atoms = unused[i];
+  result.training = std::move(training);
+  report::write_report(result, folder.path());
+  run["finished"] = utc_now();
+  run["seconds"] = observer.seconds();
+  run["verdict"] = report::verdict(result);
+  write_file(folder.file("run.json"), run.dump(2) + "\n");
+
+  for (const std::string& note : result.notes) log_warning(note);
+  if (config.json)
+    std::cout << report::to_json(result) << '\n';
+  else
+    std::cout << report::console_table(result);
+  log_info("wrote " + folder.file("dictionary.safetensors") +
+           (no_pt.empty() ? ", dictionary.pt" : "") + " and report.html in " +
+           format_duration(observer.seconds()));
+  return 0;
+}
+
+int run(int argc, char** argv) {
+  Config config;
+  std::vector<Option> options = options_of(config);
+  const ProgramInfo program{
+      "lexico-train",
+      "Learns sparse-coding dictionaries for the keys and values of a model's layers, from vectors "
+      "that lexico-extract dumped.",
+      "Examples:\n"
+      "  lexico-train --data activations/ --output runs/first --num-atoms 1024 --sparsity 8\n"
+      "  lexico-train -c configs/published.yaml --data activations/ --output runs/published\n"
+      "  lexico-train --data activations/ --output runs/first --resume\n"
+      "Exit codes: 0 done, 2 usage, 3 input that does not fit, 4 no space or memory, 75 "
+      "interrupted (go on with --resume).",
+      "",
+      {{"output", "-o"}, {"data", "-d"}},
+      ""};
+  if (!parse_command_line(program, options, argc, argv)) return 0;
+  config.validate();
+  watch_stop_signals();
+  return train(config, options, command_line(argc, argv));
+}
+
+}  // namespace
+}  // namespace lexico::apps
+
+int main(int argc, char** argv) {
+  return lexico::apps::run_program("lexico-train", [&] { return lexico::apps::run(argc, argv); });
+}

@@ -1,0 +1,201 @@
+#include "lexico-train/run_folder.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "common/options.h"
+#include "common/program.h"
+#include "lexico/error.h"
+#include "lexico/files.h"
+
+namespace lexico::apps {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kKeptCheckpoints = 2;
+
+/// What a run may have left; nothing else is ever removed.
+bool is_ours(const fs::path& path) {
+  const std::string name = path.filename().string();
+  for (const char* own : {"config.yaml",
+                          "run.json",
+                          "metrics.jsonl",
+                          "metrics.csv",
+                          "checkpoints",
+                          "path_to_dictionary.json"})
+    if (name == own) return true;
+  return name.starts_with("dictionary.") || name.starts_with("report.") ||
+         name.starts_with("events.out.tfevents.") || name.ends_with(".partial");
+}
+
+void make_folder(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (error) throw ResourceError(path + ": cannot make the folder: " + error.message());
+}
+
+std::vector<fs::path> checkpoints_in(
+    const std::string& folder) {  // newest first; numbers have one width
+  std::vector<fs::path> paths;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
+    if (entry.path().extension() == ".safetensors") paths.push_back(entry.path());
+  std::sort(paths.rbegin(), paths.rend());
+  return paths;
+}
+
+std::string name_of_series(const report::TrainingSeries& series) {
+  char name[32];
+  std::snprintf(name, sizeof name, "layer%02d_%s", series.layer, name_of(series.kind));
+  return name;
+}
+
+std::string csv_line(const Json& line) {
+  std::string text;
+  for (const auto& [key, value] : line.items()) {
+    if (value.is_array()) {
+      for (const auto& item : value) text += "," + item.dump();
+    } else {
+      text += (text.empty() ? "" : ",") + value.dump();
+    }
+  }
+  return text + "\n";
+}
+
+}  // namespace
+
+RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(path)) {
+  std::error_code error;
+  if (fs::exists(path_, error) && !fs::is_directory(path_, error))
+    throw InvalidArgument(path_ + ": is not a folder; --output names the folder of the run");
+  const bool is_run = fs::exists(file("run.json"), error);
+  if (if_exists == IfExists::kResume && !is_run)
+    throw InvalidArgument(path_ + ": holds no run to resume");
+  if (if_exists == IfExists::kRefuse && fs::is_directory(path_, error) &&
+      !fs::is_empty(path_, error))
+    throw InvalidArgument(
+        path_ + ": is not empty; --resume goes on with the run in it, --overwrite starts again");
+  if (if_exists == IfExists::kOverwrite && is_run) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error))
+      if (is_ours(entry.path())) fs::remove_all(entry.path(), error);
+    if (error) throw ResourceError(path_ + ": cannot remove the old run: " + error.message());
+  } else if (if_exists == IfExists::kOverwrite && fs::is_directory(path_, error) &&
+             !fs::is_empty(path_, error)) {
+    throw InvalidArgument(path_ + ": holds other files and no run; choose another --output");
+  }
+  make_folder(path_);
+  make_folder(file("checkpoints"));
+}
+
+bool RunFolder::restore(Trainer& trainer) const {
+  for (const fs::path& path : checkpoints_in(file("checkpoints"))) {
+    try {
+      trainer.load(path.string());
+      return true;
+    } catch (const IoError& e) {
+      log_warning(std::string("left out a damaged checkpoint: ") + e.what());
+    }
+  }
+  return false;
+}
+
+void RunFolder::save_checkpoint(const Trainer& trainer) const {
+  char name[64];
+  std::snprintf(name,
+                sizeof name,
+                "checkpoints/step-%010lld.safetensors",
+                static_cast<long long>(trainer.step()));
+  trainer.save(file(name));
+  const std::vector<fs::path> paths = checkpoints_in(file("checkpoints"));
+  std::error_code error;
+  for (std::size_t i = kKeptCheckpoints; i < paths.size(); ++i) fs::remove(paths[i], error);
+}
+
+void RunFolder::open_metrics(const std::vector<TrainTarget>& targets, std::int64_t step) {
+  for (const TrainTarget& target : targets) series_.push_back({target.layer, target.kind, {}, -1});
+  std::string kept_lines, csv = "step,vectors,learning_rate,loss,relative_error";
+  for (const report::TrainingSeries& series : series_) csv += "," + name_of_series(series);
+  csv += "\n";
+  std::ifstream in(file("metrics.jsonl"));
+  for (std::string line; std::getline(in, line);) {
+    const Json json = Json::parse(line, nullptr, false);
+    if (!json.is_object() || json.value("step", std::int64_t{0}) > step || step == 0) continue;
+    kept_lines += line + "\n";
+    csv += csv_line(json);
+    add_points(line);
+  }
+  write_file(file("metrics.jsonl"), kept_lines);
+  write_file(file("metrics.csv"), csv);
+  tensorboard_ = std::make_unique<TensorBoard>(path_);
+}
+
+void RunFolder::add_points(const std::string& json_line) {
+  const Json line = Json::parse(json_line, nullptr, false);
+  const Json errors = line.value("relative_errors", Json::array());
+  for (std::size_t i = 0; i < series_.size() && i < errors.size(); ++i)
+    series_[i].points.push_back({line.value("vectors", std::int64_t{0}),
+                                 line.value("loss", 0.0),
+                                 errors[i].get<double>(),
+                                 line.value("learning_rate", 0.0)});
+}
+
+void RunFolder::log(const TrainStep& step) {
+  Json line;
+  line["step"] = step.step;
+  line["vectors"] = step.vectors;
+  line["learning_rate"] = step.learning_rate;
+  line["loss"] = step.loss;
+  line["relative_error"] = step.relative_error;
+  line["relative_errors"] = step.relative_errors;
+  append("metrics.jsonl", line.dump() + "\n");
+  append("metrics.csv", csv_line(line));
+  add_points(line.dump());
+  tensorboard_->scalar("Loss/train", step.loss, step.step);
+  tensorboard_->scalar("RelativeReconstructionError/train", step.relative_error, step.step);
+  tensorboard_->scalar("LearningRate", step.learning_rate, step.step);
+  for (std::size_t i = 0; i < series_.size(); ++i)
+    tensorboard_->scalar("RelativeReconstructionError/train_" + name_of_series(series_[i]),
+                         step.relative_errors[i],
+                         step.step);
+}
+
+void RunFolder::log_scalar(const std::string& tag, double value, std::int64_t step) {
+  tensorboard_->scalar(tag, value, step);
+}
+
+void RunFolder::append(const std::string& name, const std::string& text) const {
+  std::ofstream out(file(name), std::ios::app);
+  out << text << std::flush;
+  if (!out) throw ResourceError(file(name) + ": cannot write: " + std::strerror(errno));
+}
+
+void register_dictionary(const std::string& registry,
+                         const std::string& model,
+                         int num_atoms,
+                         int sparsity,
+                         const std::string& pt_path) {
+  std::error_code error;
+  Json map = Json::object();
+  if (fs::exists(registry, error)) {
+    map = Json::parse(read_file(registry), nullptr, false);
+    if (!map.is_object())
+      throw IoError(
+          registry +
+          ": is not a JSON map of names to paths; move it away or name another --registry");
+  }
+  std::string key = model;
+  std::replace(key.begin(), key.end(), '/', '_');
+  key += "_N_" + std::to_string(num_atoms) + "_s_" + std::to_string(sparsity);
+  const fs::path folder = fs::absolute(registry).parent_path();
+  map[key] = fs::absolute(pt_path).lexically_relative(folder).string();
+  write_file(registry, map.dump(2) + "\n");
+}
+
+}  // namespace lexico::apps

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/report/report.h"
+#include "lexico-train/tensorboard.h"
+#include "lexico/trainer.h"
+
+namespace lexico::apps {
+
+/// The folder a training run leaves behind (docs/formats.md, "A run folder"): config.yaml,
+/// run.json, metrics.jsonl, metrics.csv, TensorBoard events, checkpoints/, dictionary.*, report.*.
+class RunFolder {
+ public:
+  enum class IfExists { kRefuse, kResume, kOverwrite };
+  /// @throws InvalidArgument if it exists and may not be used (says which flag would allow it),
+  /// ResourceError if it
+  ///         cannot be made.
+  RunFolder(std::string path, IfExists if_exists);
+
+  const std::string& path() const { return path_; }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+
+  /// Loads the newest checkpoint that is whole; a damaged one is named in a warning and the older
+  /// one taken.
+  /// @returns false if there is none.
+  bool restore(Trainer& trainer) const;
+  /// Writes checkpoints/step-<n>.safetensors and removes all but the last two.
+  void save_checkpoint(const Trainer& trainer) const;
+
+  /// Opens the metrics files; lines after `step` (written by a run that was cut off) are dropped.
+  void open_metrics(const std::vector<TrainTarget>& targets, std::int64_t step);
+  /// One line in metrics.jsonl and metrics.csv, one point in each TensorBoard curve, one in the
+  /// report's curves.
+  void log(const TrainStep& step);
+  void log_scalar(const std::string& tag, double value, std::int64_t step);
+  /// The curves for the report, earlier parts of a resumed run included.
+  const std::vector<report::TrainingSeries>& series() const { return series_; }
+
+ private:
+  void append(const std::string& name, const std::string& text) const;
+  void add_points(const std::string& json_line);
+
+  std::string path_;
+  std::vector<report::TrainingSeries> series_;
+  std::unique_ptr<TensorBoard> tensorboard_;
+};
+
+/// Merges {"<model>_N_<N>_s_<s>": path of the .pt relative to the registry's folder} into a JSON
+/// file, as the published code looks dictionaries up. Other entries are kept. @throws IoError if
+/// the file is there but not such a map.
+void register_dictionary(const std::string& registry,
+                         const std::string& model,
+                         int num_atoms,
+                         int sparsity,
+                         const std::string& pt_path);
+
+}  // namespace lexico::apps

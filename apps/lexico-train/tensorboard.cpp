@@ -1,0 +1,84 @@
+#include "lexico-train/tensorboard.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+
+#include "lexico/error.h"
+
+namespace lexico::apps {
+namespace {
+
+std::uint32_t crc32c(const std::string& bytes) {
+  static const auto table = [] {
+    std::array<std::uint32_t, 256> t{};
+    for (std::uint32_t i = 0; i < 256; ++i) {
+      t[i] = i;
+      for (int bit = 0; bit < 8; ++bit) t[i] = (t[i] >> 1) ^ ((t[i] & 1u) ? 0x82f63b78u : 0u);
+    }
+    return t;
+  }();
+  std::uint32_t crc = ~0u;
+  for (char c : bytes) crc = table[(crc ^ static_cast<unsigned char>(c)) & 0xffu] ^ (crc >> 8);
+  return ~crc;
+}
+
+template <typename T>
+std::string raw(T value) {
+  return {reinterpret_cast<const char*>(&value), sizeof value};
+}
+
+std::string masked_crc(const std::string& bytes) {  // the mask of TFRecord
+  const std::uint32_t crc = crc32c(bytes);
+  return raw(((crc >> 15) | (crc << 17)) + 0xa282ead8u);
+}
+
+// Protocol buffer fields: (number << 3 | wire type), then the value.
+std::string varint(std::uint64_t value) {
+  std::string out;
+  for (; value >= 128; value >>= 7) out += static_cast<char>((value & 127u) | 128u);
+  return out + static_cast<char>(value);
+}
+std::string bytes_field(int number, const std::string& bytes) {
+  return varint(static_cast<std::uint64_t>(number) << 3 | 2u) + varint(bytes.size()) + bytes;
+}
+std::string wall_time() {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return varint(1u << 3 | 1u) +
+         raw(static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec));
+}
+
+}  // namespace
+
+TensorBoard::TensorBoard(const std::string& folder) {
+  char host[256] = "localhost";
+  gethostname(host, sizeof host - 1);
+  path_ = folder + "/events.out.tfevents." + std::to_string(std::time(nullptr)) + "." + host + "." +
+          std::to_string(getpid());
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (fd_ < 0) throw ResourceError(path_ + ": cannot write: " + std::strerror(errno));
+  append(wall_time() + bytes_field(3, "brain.Event:2"));  // the first record names the format
+}
+
+TensorBoard::~TensorBoard() { ::close(fd_); }
+
+void TensorBoard::scalar(const std::string& tag, double value, std::int64_t step) {
+  const std::string point =
+      bytes_field(1, tag) + varint(2u << 3 | 5u) + raw(static_cast<float>(value));
+  append(wall_time() + varint(2u << 3) + varint(static_cast<std::uint64_t>(step)) +
+         bytes_field(5, bytes_field(1, point)));
+}
+
+void TensorBoard::append(const std::string& event) {
+  const std::string length = raw(static_cast<std::uint64_t>(event.size()));
+  const std::string record = length + masked_crc(length) + event + masked_crc(event);
+  if (::write(fd_, record.data(), record.size()) != static_cast<ssize_t>(record.size()))
+    throw ResourceError(path_ + ": cannot write: " + std::strerror(errno));
+}
+
+}  // namespace lexico::apps
