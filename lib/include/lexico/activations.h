@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -11,43 +12,109 @@ namespace lexico {
 
 /// What an activation file says of itself ("lexico-activations 1"; docs/formats.md).
 struct ActivationInfo {
-  std::string model;                 ///< name in the model file
+  std::string model;  ///< name in the model file
   std::string model_sha256;
   std::vector<std::string> corpora;  ///< names of the texts
+  std::vector<std::int64_t>
+      corpus_documents;  ///< documents in each text: they are numbered through
   KeyStage key_stage = KeyStage::kPostRope;
+  bool half = true;  ///< vectors are stored as float16, else as float32
   int num_layers = 0, kv_heads = 0, head_dim = 0;
-  std::int64_t num_tokens = 0;       ///< rows of a layer = num_tokens * kv_heads
+  std::int64_t num_tokens = 0;  ///< rows of a layer = num_tokens * kv_heads
   std::uint64_t seed = 0;
+  int sequence_length = 0;  ///< tokens the model saw at once, at most
+  std::string bos;          ///< "always", "document" or "none": what BOS tokens start
+  std::string version;      ///< of the program that wrote the file
+  std::string command_line;
+  std::string plan_hash;                 ///< equal in all shards of one run
+  int shard_index = 0, shard_count = 1;  ///< this file's place among them
   bool complete = false;
 };
 
-/// Reads K/V vectors dumped by lexico-extract: one file, a folder of shards, or a glob, seen as one.
-/// Row r of a layer is token r / kv_heads, head r % kv_heads. One reader serves one thread.
+/// Reads K/V vectors dumped by lexico-extract: one file, a folder of shards, or a glob, seen as
+/// one. Row r of a layer is token r / kv_heads, head r % kv_heads. One reader serves one thread;
+/// several readers may be used at once (HDF5 calls take turns).
 class ActivationReader {
  public:
-  /// @throws IoError naming the file: missing, truncated, not complete, not this format, or shards that do not fit
+  /// A folder must hold all shards of its run; a glob or a file may be a part. Files are taken in
+  /// name order.
+  /// @throws IoError naming the file: missing, truncated, not complete, not this format, or shards
+  /// that do not fit
   ///         each other (names both files and the attribute).
   explicit ActivationReader(const std::string& file_folder_or_glob);
   ~ActivationReader();
   ActivationReader(ActivationReader&&) noexcept;
   ActivationReader& operator=(ActivationReader&&) noexcept;
 
+  /// Of all files together: num_tokens is the sum, corpora the union; the rest is the first file's.
   const ActivationInfo& info() const;
   const std::vector<std::string>& files() const;
   std::int64_t num_rows() const;  ///< of each layer and kind, over all shards
 
   /// Copies rows [first, first + count) as float32 to `out` [count, head_dim].
-  /// @throws IoError if the file cannot be read there; InvalidArgument if the range or the layer is out of bounds.
+  /// @throws IoError if the file cannot be read there; InvalidArgument if the range or the layer is
+  /// out of bounds.
   void read(int layer, Kind kind, std::int64_t first, std::int64_t count, float* out);
-  /// The same rows as they are stored: IEEE half bits. @throws InvalidArgument if the file stores float32.
+  /// The same rows as they are stored: IEEE half bits. @throws InvalidArgument if the file stores
+  /// float32.
   void read_half(int layer, Kind kind, std::int64_t first, std::int64_t count, std::uint16_t* out);
   bool is_half() const;
 
-  /// Tokens [first, first + count): any of the three may be null.
-  void read_tokens(std::int64_t first, std::int64_t count, std::int32_t* id, std::int32_t* position, std::int32_t* document);
-  /// Mean of q q^T over tokens and the query heads of each group, [kv_heads, head_dim, head_dim], in the frame of the
-  /// keys (averaged over shards by their tokens). Empty if the model gave no queries.
+  /// Tokens [first, first + count): any of the three may be null. Documents keep the numbers their
+  /// file gives them.
+  /// @throws IoError if the file holds no /tokens.
+  void read_tokens(std::int64_t first,
+                   std::int64_t count,
+                   std::int32_t* id,
+                   std::int32_t* position,
+                   std::int32_t* document);
+  /// Mean of q q^T over tokens and the query heads of each group, [kv_heads, head_dim, head_dim],
+  /// in the frame of the keys (averaged over shards by their tokens). Empty if a file has none.
   std::vector<float> query_second_moment(int layer);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Keys and values of `batch` sequences of `length` tokens, as the model gives them.
+struct ActivationBatch {
+  std::int64_t batch = 0, length = 0;
+  const float* keys = nullptr;              ///< [layers, batch, kv_heads, length, head_dim]
+  const float* values = nullptr;            ///< the same
+  const std::int32_t* ids = nullptr;        ///< [batch, length]
+  const std::int32_t* documents = nullptr;  ///< [batch, length]
+};
+
+/// Writes one activation file as `path`.partial, which gets its name only when it is complete and
+/// on the disk. Equal calls give equal bytes. One writer serves one thread.
+class ActivationWriter {
+ public:
+  /// Makes the file (over an older `path`.partial) and reserves its space, where the file system
+  /// can.
+  /// @param info  all of it is stored; `num_tokens` is how many will be appended.
+  /// @throws ResourceError naming the path: no space, no permission, another process is writing it.
+  ActivationWriter(const std::string& path, const ActivationInfo& info);
+  /// Without `finish` the .partial is removed.
+  ~ActivationWriter();
+  ActivationWriter(ActivationWriter&&) noexcept;
+  ActivationWriter& operator=(ActivationWriter&&) noexcept;
+
+  /// @throws IoError naming layer, kind, token and head of a value that is NaN, infinite, or beyond
+  /// float16's range;
+  ///         InvalidArgument if these are more tokens than planned; ResourceError if the disk is
+  ///         full.
+  void append(const ActivationBatch& batch);
+
+  /// Writes what is left, marks the file complete, syncs it and gives it its name.
+  /// @param query_second_moment  [layers, kv_heads, head_dim, head_dim], or null: the file has
+  /// none.
+  /// @throws InvalidArgument if fewer tokens than planned were appended; ResourceError if the disk
+  /// is full.
+  void finish(const float* query_second_moment = nullptr);
+
+  /// Bytes such a file takes, within a few per cent and never less.
+  static std::int64_t file_bytes(const ActivationInfo& info);
 
  private:
   struct Impl;

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// IEEE half precision, rounded to nearest even, with the CPU's own instructions where it has them.
+namespace lexico::store {
+
+/// @returns whether every result is finite.
+bool to_half(const float* from, std::size_t count, std::uint16_t* to);
+void to_float(const std::uint16_t* from, std::size_t count, float* to);
+
+/// The same in portable code: what the fast ones must agree with.
+std::uint16_t to_half(float value);
+float to_float(std::uint16_t bits);
+
+}  // namespace lexico::store
