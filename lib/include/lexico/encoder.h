@@ -64,9 +64,14 @@ class Encoder {
   /// @param signals     [num_dictionaries, num_signals, dim]; num_signals may be 0.
   /// @param codes       overwritten; its memory is reused when it fits.
   /// @param with_curve  also fill `codes.curve`.
-  void encode(const float* signals, std::int64_t num_signals, SparseCodes& codes, bool with_curve = false);
+  /// @param budgets     nullptr, or [num_dictionaries, num_signals]: at most this many atoms for the signal (more than
+  ///                    max_atoms means max_atoms, less than 0 none).
+  /// @throws InvalidArgument if there are no atoms yet or num_signals < 0; ResourceError if scratch cannot be had.
+  void encode(const float* signals, std::int64_t num_signals, SparseCodes& codes, bool with_curve = false,
+              const std::int32_t* budgets = nullptr);
 
-  /// Scratch a batch of `num_signals` needs, in bytes (beyond signals and codes).
+  /// Scratch that one call with `num_signals` needs with these atoms, in bytes (beyond atoms, signals and codes).
+  /// Small batches need less: a Gram matrix is made once the signals encoded since set_atoms pay for it.
   std::size_t workspace_bytes(std::int64_t num_signals) const;
 
  private:

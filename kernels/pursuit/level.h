@@ -1,0 +1,59 @@
+#pragma once
+// What the driver (pursuit_cpu.cpp) and the instruction set levels (level_*.cpp) agree on. Plain
+// structs only: a level's translation unit is compiled for CPUs that others may not have, so
+// nothing inline may be shared with it.
+#include <cstddef>
+#include <cstdint>
+
+namespace lexico::kernels::cpu {
+
+constexpr int kPanel = 64;  // packed atoms come in panels of this many; num_atoms is padded to it
+constexpr int kSignalTile = 6;  // signals a correlation tile takes
+
+struct PursuitShape {
+  int num_atoms, padded_atoms;  // padded with zero atoms to a multiple of kPanel
+  int dim, padded_dim;          // padded with zeros to a multiple of 16
+  int max_atoms;
+  bool ols;
+  int candidates;
+  float relative_tolerance;
+  bool gram;
+  int block;  // signals at a time
+};
+
+// One dictionary as the levels want it.
+struct PreparedAtoms {
+  const float* rows;  // [num_atoms, row_stride]: the caller's atoms, or a zero padded copy
+  float* panels;      // [padded_atoms / kPanel][padded_dim][kPanel]
+  float* norms2;      // [padded_atoms]: |d|^2
+  float* gram;        // [num_atoms, padded_atoms], or nullptr
+  void* screen;       // level's own low-precision copy, or nullptr
+};
+
+struct PursuitBlock {
+  int num_signals;
+  const float* signals;         // [num_signals, dim]
+  const std::int32_t* budgets;  // or nullptr
+  std::int32_t* indices;
+  float* weights;
+  std::int32_t* counts;
+  float* residual_norms;
+  float* curve;  // or nullptr
+};
+
+struct PursuitLevel {
+  const char* name;
+  // Bytes of the level's own copy of the atoms.
+  std::size_t (*screen_bytes)(const PursuitShape&);
+  std::size_t (*scratch_bytes)(const PursuitShape&);
+  // Fills panels, norms2 and screen for atoms [first, last), both multiples of kPanel.
+  void (*pack)(const PursuitShape&, const PreparedAtoms&, int first, int last);
+  // Fills rows [first, last) of gram; needs pack.
+  void (*fill_gram)(const PursuitShape&, const PreparedAtoms&, int first, int last);
+  void (*encode)(const PursuitShape&, const PreparedAtoms&, const PursuitBlock&, void* scratch);
+};
+
+extern const PursuitLevel kGenericLevel;             // any CPU
+extern const PursuitLevel kAvx2Level, kAvx512Level;  // x86-64 only
+
+}  // namespace lexico::kernels::cpu
