@@ -1,0 +1,1 @@
+#include "lexico/text_source.h"

@@ -1,0 +1,152 @@
+"""Encodes the same texts with the package `tokenizers` and with our tokenizer; any difference fails.
+
+compare_with_tokenizers.py PRINT_IDS FIXTURES SHARED [--lines N] [--whole-files]
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import styles  # noqa: E402
+
+
+def shared_styles(shared):
+    """name -> tokenizer.json as a dict, from the vocabularies in ../shared that are there."""
+    found = {}
+    folder = shared / "tokenizers/gpt2"
+    if (folder / "encoder.json").exists():
+        vocab = json.loads((folder / "encoder.json").read_text())
+        merges = [line for line in (folder / "vocab.bpe").read_text().split("\n")[1:] if line]
+        found["gpt2"] = styles.gpt2(vocab, merges)
+        found["llama3"] = styles.llama3(vocab, [line.split(" ") for line in merges])
+    folder = shared / "tokenizers/qwen2.5"
+    if (folder / "vocab.json").exists():
+        vocab = json.loads((folder / "vocab.json").read_text())
+        merges = [line for line in (folder / "merges.txt").read_text().split("\n") if line and not line.startswith("#version")]
+        decoder = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+        found["qwen2"] = styles.qwen2(vocab, merges, [{"id": int(i), **token} for i, token in decoder.items()])
+    demo = shared / "models/wikillama-5m/tokenizer.json"
+    if demo.exists():
+        found["demo"] = json.loads(demo.read_text())
+    return found
+
+
+def odd_texts(rng, count):
+    """Lines of mixed scripts, marks, spaces, controls, contractions, added tokens."""
+    blocks = [(0x20, 0x7F), (0xA0, 0x250), (0x300, 0x370), (0x370, 0x530), (0x590, 0x780), (0x900, 0xE00), (0x1100, 0x1200)]
+    blocks += [(0x1E00, 0x2000), (0x2000, 0x2070), (0x2070, 0x2C00), (0x3000, 0x3100), (0x4E00, 0xA000), (0xAC00, 0xD7A4)]
+    blocks += [(0xF900, 0x10000), (0x10000, 0x11000), (0x11000, 0x12000), (0x16D40, 0x16D80), (0x1D100, 0x1D800)]
+    blocks += [(0x1F000, 0x1FB00), (0x20000, 0x32400), (0, 0x110000)]
+    bits = ["'s", "'T", "'RE", "'ve ", "'ſ", " '", "1234", "12", " 9", "\n", "\r\n", "\n\n ", "  ", "   ", "\t", "\u00a0", "\u3000"]
+    bits += ["\u180e", "\u2028", "\x85", "\0", "e\u0301", "a\u0323\u0307", "a\u0307\u0323", "\u1100\u1161\u11a8", "\uac00\u11a8"]
+    bits += ["<|endoftext|>", "<|im_start|>", " <|im_end|> ", "<|begin_of_text|>", "<|endof", "<tool_call>", "Hello", " world", "!!", "...", "ing"]
+    texts = []
+    for _ in range(count):
+        parts = []
+        first, last = rng.choice(blocks)
+        for _ in range(rng.randrange(1, 40)):
+            kind = rng.random()
+            if kind < 0.4:
+                parts.append(rng.choice(bits))
+            elif kind < 0.7:
+                parts.append("".join(rng.choice("abcdefghij ABCXYZ019.,;:-_'\"\n") for _ in range(rng.randrange(1, 9))))
+            else:
+                if kind < 0.8:
+                    first, last = rng.choice(blocks)
+                code_points = (rng.randrange(first, last) for _ in range(rng.randrange(1, 6)))
+                parts.append("".join(chr(c) for c in code_points if not 0xD800 <= c <= 0xDFFF))
+        texts.append("".join(parts))
+    return texts
+
+
+def every_code_point():
+    """Each code point alone, between letters, after a space, after an apostrophe, before marks."""
+    points = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF and not 0xE0200 <= c < 0x10F000 and not 0x40000 <= c < 0xE0000]
+    for start in range(0, len(points), 64):
+        block = [chr(c) for c in points[start : start + 64]]
+        yield "\n".join(f"{c} a{c}b {c}1{c}  {c}.{c}'{c}e\u0301{c}\u0323\u0301{c}" for c in block)
+
+
+def pieces_of(text, size=4000):
+    """Cuts of a text at line ends, so that a difference is small enough to look at."""
+    piece = ""
+    for line in text.splitlines(keepends=True):
+        piece += line
+        if len(piece) > size:
+            yield piece
+            piece = ""
+    if piece:
+        yield piece
+
+
+def shared_texts(shared, whole_files):
+    texts = []
+    files = sorted(shared.glob("corpora/multilingual/*.txt")) + sorted(shared.glob("corpora/ood/*"))
+    files += sorted(shared.glob("corpora/wikitext/*test*"))
+    for file in files:
+        text = file.read_bytes().decode("utf-8", errors="replace")
+        texts += [text] if whole_files else list(pieces_of(text))[:10]
+    return texts
+
+
+def our_ids(program, tokenizer, texts):
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = pathlib.Path(folder, "texts"), pathlib.Path(folder, "ids")
+        encoded = [text.encode() for text in texts]
+        source.write_bytes(b"".join(struct.pack("<I", len(t)) + t for t in encoded))
+        done = subprocess.run([program, tokenizer, source, result], stdout=subprocess.PIPE, text=True, check=True)
+        data, at, out = result.read_bytes(), 0, []
+        for _ in texts:
+            (count,) = struct.unpack_from("<I", data, at)
+            out.append(list(struct.unpack_from(f"<{count}i", data, at + 4)))
+            at += 4 + 4 * count
+        assert at == len(data)
+        return out, done.stdout.strip()
+
+
+def compare(name, program, path, texts):
+    """Number of texts whose ids differ; shows the first three."""
+    theirs = [encoding.ids for encoding in Tokenizer.from_file(str(path)).encode_batch(texts, add_special_tokens=False)]
+    ours, speed = our_ids(program, path, texts)
+    wrong = [i for i in range(len(texts)) if ours[i] != theirs[i]]
+    num_ids = sum(map(len, theirs))
+    print(f"{name}: {len(texts)} texts, {num_ids} ids, {len(wrong)} texts differ, ours at {speed}", flush=True)
+    for i in wrong[:3]:
+        at = next((k for k, (a, b) in enumerate(zip(ours[i], theirs[i])) if a != b), min(len(ours[i]), len(theirs[i])))
+        print(f"  text {i}: {texts[i][:200]!r}\n    at id {at}: ours {ours[i][at:at+8]}, theirs {theirs[i][at:at+8]}")
+    return len(wrong)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("print_ids")
+    parser.add_argument("fixtures", type=pathlib.Path)
+    parser.add_argument("shared", type=pathlib.Path)
+    parser.add_argument("--lines", type=int, default=1000, help="of fuzz")
+    parser.add_argument("--whole-files", action="store_true", help="of the shared corpora, and every code point")
+    args = parser.parse_args()
+    texts = odd_texts(random.Random(1), args.lines) + shared_texts(args.shared, args.whole_files)
+    texts += ["", " ", "\0", "a" * 100_000, " " * 100_000, "ab" * 50_000, "é" * 20_000]
+    if args.whole_files:
+        texts += every_code_point()
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {path.parent.name + "/" + path.name: path for path in sorted(args.fixtures.glob("*.json"))}
+        for name, content in shared_styles(args.shared).items():
+            paths[name] = pathlib.Path(folder, name + ".json")
+            paths[name].write_text(json.dumps(content))
+        for name, path in paths.items():
+            wrong += compare(name, args.print_ids, path, texts)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
