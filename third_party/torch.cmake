@@ -23,7 +23,7 @@ foreach(part IN ITEMS c10 torch_cpu torch)
   add_library(lexico_torch_${part} SHARED IMPORTED)
   set_target_properties(lexico_torch_${part} PROPERTIES
     IMPORTED_LOCATION ${torch_root}/lib/lib${part}.so
-    INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${torch_root}/include;${torch_root}/include/torch/csrc/api/include")
+    INTERFACE_INCLUDE_DIRECTORIES "${torch_root}/include;${torch_root}/include/torch/csrc/api/include")
 endforeach()
 add_library(lexico_torch INTERFACE)
 target_link_libraries(lexico_torch INTERFACE
