@@ -198,9 +198,8 @@ class ExportedModel(nn.Module):
         return torch.stack(cache.new_keys), torch.stack(cache.new_values), torch.stack(_recorded_queries)
 
     def step(self, input_ids: Tensor, past_keys: Tensor, past_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        past_length = past_keys.shape[3]
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + past_length
-        key_positions = torch.arange(past_length + input_ids.shape[1], device=input_ids.device)
+        key_positions = torch.arange(past_keys.shape[3] + input_ids.shape[1], device=input_ids.device)
+        positions = key_positions[past_keys.shape[3] :]
         allowed = torch.ones_like(input_ids[:, :1, None, None], dtype=torch.bool)
         cache = make_cache(past_keys.to(self.model.dtype), past_values.to(self.model.dtype))
         result = self.model(
@@ -239,20 +238,20 @@ class ExportedModel(nn.Module):
 
 @contextlib.contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
-    """Inside, the model records queries and its RoPE frequencies are fixed; outside it is as transformers made it."""
+    """Inside, the model records its queries and its RoPE is fixed; outside it is as transformers made it."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, recording_attention)
     rotary = getattr(model.base_model, "rotary_emb", None)
-    rope_type = getattr(rotary, "rope_type", None)
     model.set_attn_implementation(ATTENTION_NAME)
-    if rope_type is not None:
-        rotary.rope_type = "default"  # of the frequencies at hand: no update that depends on the length
+    if rotary is not None:
+        rope_type, rotary.rope_type = rotary.rope_type, "default"  # of the frequencies at hand: no updates by length
     try:
         yield
     finally:
+        _recorded_queries.clear()
         model.set_attn_implementation("eager")
-        if rope_type is not None:
+        if rotary is not None:
             rotary.rope_type = rope_type
 
 
@@ -267,7 +266,29 @@ def trace(model: nn.Module, vocab: int, max_positions: int) -> torch.jit.ScriptM
         warnings.simplefilter("ignore")  # the tracer warns of every Python number; check_saved is the judge
         keys, values = exported(ids[:, :past], mask[:, :past])
         inputs = {"forward": (ids, mask), "step": (ids, keys, values), "queries": (ids, mask)}
-        return torch.jit.trace_module(exported, inputs, check_trace=False)
+        traced = torch.jit.trace_module(exported, inputs, check_trace=False)
+    free_from_device(traced)
+    return traced
+
+
+def free_from_device(traced: torch.jit.ScriptModule) -> None:
+    """A trace creates tensors on the device it was made on; let it ask its input, so that the file runs anywhere."""
+    methods = [part._c._get_method(name) for part in traced.modules() for name in part._c._method_names()]
+    for graph in (method.graph for method in methods):
+        tensors = [value for value in graph.inputs() if value.type().kind() == "TensorType"]
+        devices = [node for node in graph.nodes() if node.kind() == "prim::Constant" and is_device(node)]
+        for constant in devices:
+            of_input = graph.create("prim::device", [tensors[0]], 1)
+            of_input.output().setType(torch._C.DeviceObjType.get())
+            graph.prependNode(of_input)
+            constant.output().replaceAllUsesWith(of_input.output())
+        if devices:
+            torch._C._jit_pass_dce(graph)
+            torch._C._jit_pass_lint(graph)
+
+
+def is_device(constant) -> bool:
+    return constant.output().type().kind() == "DeviceObjType"
 
 
 # --- lexico.json ------------------------------------------------------------------------------------------------------
@@ -352,7 +373,6 @@ def describe(source: Source, model: nn.Module, dtype: str) -> dict:
         "max_positions": max_positions,
         "sliding_window": windows if any(windows) else None,
         "dtype": dtype,
-        "device": str(model.device),
         "bos_id": bos_id,
         "add_bos": add_bos,
         "rope": describe_rope(model, head_dim),
@@ -609,7 +629,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face model folder, or a hub id such as Qwen/Qwen2.5-0.5B")
     parser.add_argument("output", metavar="OUT.pt", type=Path, help="the file to write; OUT.tokenizer.json appears beside it")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, keys and values (default: float32)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda[:i], where the file will run (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda[:i], where to trace and verify; the file itself runs on any device (default: cpu)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model (default: its main branch)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.pt and OUT.tokenizer.json if they exist")
     options = parser.parse_args(arguments)
