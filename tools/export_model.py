@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from lexico_cli import NO_SPACE, USAGE, ToolError, check_output, complete_file, one_line, run  # noqa: E402
+from lexico_cli import NO_SPACE, USAGE, ToolError, check_output, complete_file, one_line, quiet_libraries, run  # noqa: E402
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -662,14 +661,6 @@ def main(arguments: list[str]) -> None:
         f"verified: {check.count} comparisons with transformers at other shapes, largest difference "
         f"{check.largest:.3g} of the largest value (tolerance {TRACE_TOLERANCE[info['dtype']]:g})"
     )
-
-
-def quiet_libraries() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

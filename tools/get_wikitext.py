@@ -24,8 +24,9 @@ def output_name(dataset: str, split: str) -> str:
 
 def download(dataset: str, split: str) -> list[Path]:
     """The parquet files of a split, in order, fetched unless they are in the hub's cache."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, logging
 
+    logging.set_verbosity_error()
     try:
         every = HfApi().list_repo_files(REPOSITORY, repo_type="dataset")
         names = sorted(name for name in every if name.startswith(f"{dataset}/{split}-") and name.endswith(".parquet"))

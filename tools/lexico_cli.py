@@ -45,6 +45,16 @@ def run(program: str, main: Callable[[list[str]], None], arguments: list[str] | 
     return 0
 
 
+def quiet_libraries() -> None:
+    """No progress bars, retry notes and advice from the Hugging Face packages: errors reach the user as one line."""
+    import huggingface_hub
+    import transformers
+
+    for library in (transformers.logging, huggingface_hub.logging):
+        library.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def check_output(path: Path, overwrite: bool) -> None:
     """Refuses an output that could not be written, before the work that makes it."""
     if not path.parent.is_dir():

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from lexico_cli import USAGE, ToolError, bounded_float, bounded_int, check_output, complete_file, one_line, run  # noqa: E402
+from lexico_cli import USAGE, ToolError, bounded_float, bounded_int, check_output, complete_file, one_line, quiet_libraries, run  # noqa: E402
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -23,8 +23,7 @@ def load(folder: Path):
     """The model in float32, its tokenizer, and the ids that start and end a document."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ToolError(f"{folder}: no {name}; want a Hugging Face model folder")

@@ -157,6 +157,22 @@ def test_rope_of_a_neox_covers_its_share_of_the_head(tmp_path):
     assert (info["head_dim"], info["rope"]["rotary_dim"], len(info["rope"]["inverse_frequencies"])) == (16, 4, 2)
 
 
+def test_a_configuration_of_transformers_4_is_understood(tmp_path):
+    """Folders on the hub keep rope_theta and rope_scaling apart, as version 4 wrote them."""
+    save_random_model("llama-llama3", tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    path.write_text(json.dumps(dict(config, rope_scaling=rope)))
+    export_model.main([str(tmp_path / "model"), str(tmp_path / "a.pt")])
+    rope = load(tmp_path / "a.pt")[1]["rope"]
+    assert rope["kind"] == "llama3"
+    plain = [500000.0 ** (-2 * i / 8) for i in range(4)]
+    assert rope["inverse_frequencies"][0] == pytest.approx(plain[0])
+    assert rope["inverse_frequencies"][3] == pytest.approx(plain[3] / 8)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @torch.no_grad()
 def test_half_precision_is_exported_in_that_type(tmp_path, dtype):
