@@ -103,6 +103,15 @@ double mean_error(const EvaluationReport& report, const Query& query);
 /// format.
 double mean_bytes(const EvaluationReport& report, const Query& query);
 
+/// Out-of-domain over in-domain mean error. NaN without either.
+double out_over_in(const EvaluationReport& report,
+                   const std::string& coder,
+                   int sparsity,
+                   std::optional<Kind> kind = {},
+                   std::optional<int> layer = {});
+/// The first coder in that role, or nullptr.
+const Coder* find_coder(const EvaluationReport& report, Coder::Role role);
+
 /// The sparsity that verdict and tiles speak of: 8 if it was measured, else the middle one.
 int headline_sparsity(const EvaluationReport& report);
 /// One line that says how good the first dictionary is and what to do about it.

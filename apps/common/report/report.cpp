@@ -1,0 +1,298 @@
+// What the numbers of a report add up to, and the two outputs that machines read. Next:
+// console.cpp, html.cpp.
+#include "common/report/report.h"
+
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "common/report/text.h"
+#include "lexico/error.h"
+#include "lexico/evaluation.h"
+#include "lexico/files.h"
+
+namespace lexico::report {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kDefinition =
+    "mean over vectors of |x - D y| / (|x| + 1e-8), before the weights are quantized";
+
+const Dataset* find_dataset(const EvaluationReport& report, const std::string& name) {
+  for (const Dataset& dataset : report.datasets)
+    if (dataset.name == name) return &dataset;
+  return nullptr;
+}
+
+const char* role_name(Coder::Role role) {
+  switch (role) {
+    case Coder::Role::kRandom:
+      return "random";
+    case Coder::Role::kSamples:
+      return "samples";
+    default:
+      return "dictionary";
+  }
+}
+
+bool fits(const EvaluationReport& report, const Row& row, const Query& query) {
+  if (row.coder != query.coder || row.sparsity != query.sparsity || row.vectors == 0) return false;
+  if (query.kind && row.kind != *query.kind) return false;
+  if (query.layer && row.layer != *query.layer) return false;
+  if (query.dataset && row.dataset != *query.dataset) return false;
+  if (!query.in_domain) return true;
+  const Dataset* dataset = find_dataset(report, row.dataset);
+  return dataset && dataset->in_domain == *query.in_domain;
+}
+
+template <typename Value>
+double mean_over(const EvaluationReport& report, const Query& query, Value value) {
+  double sum = 0;
+  int count = 0;
+  for (const Row& row : report.rows) {
+    if (!fits(report, row, query)) continue;
+    sum += value(row);
+    ++count;
+  }
+  return sum / count;
+}
+
+/// JSON has no NaN.
+Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+std::string csv_field(const std::string& text) {
+  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"') quoted += '"';
+    quoted += c;
+  }
+  return quoted + '"';
+}
+
+std::string csv_number(double value) { return std::isfinite(value) ? print("%.9g", value) : ""; }
+
+Json summary_of(const EvaluationReport& report, const Coder& coder, int sparsity) {
+  Json summary{{"coder", coder.name}, {"sparsity", sparsity}};
+  const double bytes = mean_bytes(report, {coder.name, sparsity, {}, {}, {}, {}});
+  summary["bytes_per_vector"] = number(bytes);
+  summary["share_of_fp16"] = number(bytes / fp16_bytes(report.dim));
+  for (const bool in_domain : {true, false}) {
+    Json& domain = summary[in_domain ? "in_domain" : "out_of_domain"];
+    for (const Kind kind : kBothKinds)
+      domain[name_of(kind)] =
+          number(mean_error(report, {coder.name, sparsity, kind, in_domain, {}, {}}));
+    domain["both"] = number(mean_error(report, {coder.name, sparsity, {}, in_domain, {}, {}}));
+  }
+  summary["out_over_in"] = number(out_over_in(report, coder.name, sparsity));
+  return summary;
+}
+
+Json training_json(const Training& training) {
+  Json json{{"recipe", training.recipe},
+            {"seconds", number(training.seconds)},
+            {"config", training.config}};
+  json["series"] = Json::array();
+  for (const TrainingSeries& series : training.series) {
+    Json entry{{"layer", series.layer}, {"kind", name_of(series.kind)}};
+    entry["unused_atoms"] = series.unused_atoms < 0 ? Json(nullptr) : Json(series.unused_atoms);
+    Json points = Json::array();
+    for (const TrainingPoint& point : series.points)
+      points.push_back({{"vectors", point.vectors},
+                        {"loss", number(point.loss)},
+                        {"relative_error", number(point.relative_error)},
+                        {"learning_rate", number(point.learning_rate)}});
+    entry["points"] = std::move(points);
+    json["series"].push_back(std::move(entry));
+  }
+  return json;
+}
+
+}  // namespace
+
+double mean_error(const EvaluationReport& report, const Query& query) {
+  return mean_over(report, query, [](const Row& row) { return row.mean; });
+}
+
+double mean_bytes(const EvaluationReport& report, const Query& query) {
+  return published_bytes(mean_over(report, query, [](const Row& row) { return row.mean_atoms; }));
+}
+
+double out_over_in(const EvaluationReport& report,
+                   const std::string& coder,
+                   int sparsity,
+                   std::optional<Kind> kind,
+                   std::optional<int> layer) {
+  return mean_error(report, {coder, sparsity, kind, false, {}, layer}) /
+         mean_error(report, {coder, sparsity, kind, true, {}, layer});
+}
+
+int headline_sparsity(const EvaluationReport& report) {
+  if (report.sparsities.empty()) return 0;
+  for (const int sparsity : report.sparsities)
+    if (sparsity == 8) return sparsity;
+  return report.sparsities[report.sparsities.size() / 2];
+}
+
+const Coder* find_coder(const EvaluationReport& report, Coder::Role role) {
+  for (const Coder& coder : report.coders)
+    if (coder.role == role) return &coder;
+  return nullptr;
+}
+
+std::string verdict(const EvaluationReport& report) {
+  const Coder* dictionary = find_coder(report, Coder::Role::kDictionary);
+  if (!dictionary || report.sparsities.empty() || report.rows.empty())
+    return "Nothing was measured.";
+  const int s = headline_sparsity(report);
+  const bool has_in = std::isfinite(mean_error(report, {dictionary->name, s, {}, true, {}, {}}));
+  const double bytes = mean_bytes(report, {dictionary->name, s, {}, {}, {}, {}});
+
+  const auto errors_at = [&](int sparsity, bool in_domain) {
+    std::vector<std::string> parts;
+    for (const Kind kind : kBothKinds) {
+      const double error =
+          mean_error(report, {dictionary->name, sparsity, kind, in_domain, {}, {}});
+      if (std::isfinite(error))
+        parts.push_back(std::string(name_of(kind)) + " " + short_error(error));
+    }
+    return join(parts, ", ");
+  };
+  std::string line = "s=" + std::to_string(s) + ": relative error " + errors_at(s, has_in) +
+                     (has_in ? " in domain" : " out of domain");
+  const double ratio = out_over_in(report, dictionary->name, s);
+  if (std::isfinite(ratio)) {
+    line += "; out of domain " + print("%.2fx", ratio);
+    std::string worst_name;
+    double worst = 0;
+    int out_of_domain = 0;
+    const double in = mean_error(report, {dictionary->name, s, {}, true, {}, {}});
+    for (const Dataset& dataset : report.datasets) {
+      if (dataset.in_domain) continue;
+      ++out_of_domain;
+      const double here = mean_error(report, {dictionary->name, s, {}, {}, dataset.name, {}}) / in;
+      if (here > worst) worst = here, worst_name = dataset.name;
+    }
+    if (out_of_domain > 1) line += print(" (worst: %s %.2fx)", worst_name.c_str(), worst);
+  }
+  line += print("; %s bytes a vector = %.0f %% of fp16",
+                short_number(bytes).c_str(),
+                100 * bytes / fp16_bytes(report.dim));
+
+  const double own = mean_error(report, {dictionary->name, s, {}, has_in, {}, {}});
+  double against_samples = std::nan("");
+  if (const Coder* samples = find_coder(report, Coder::Role::kSamples)) {
+    against_samples = own / mean_error(report, {samples->name, s, {}, has_in, {}, {}});
+    if (std::isfinite(against_samples))
+      line += print("; %.2fx the error of plain samples", against_samples);
+  }
+  line += ". ";
+
+  if (against_samples > 0.98)
+    return line + "No better than plain samples: train longer or with a higher learning rate.";
+  if (ratio > 1.25) return line + "Much weaker out of domain: train on more varied text.";
+  // What one step of sparsity up (else down) would give.
+  for (std::size_t i = 0; i < report.sparsities.size(); ++i) {
+    if (report.sparsities[i] != s || report.sparsities.size() == 1) continue;
+    const bool up = i + 1 < report.sparsities.size();
+    const int other = report.sparsities[up ? i + 1 : i - 1];
+    const double other_bytes = mean_bytes(report, {dictionary->name, other, {}, {}, {}, {}});
+    line += print("%s s=%d: %s at %s bytes (%.0f %%)",
+                  up ? "For less error take" : "For fewer bytes take",
+                  other,
+                  errors_at(other, has_in).c_str(),
+                  short_number(other_bytes).c_str(),
+                  100 * other_bytes / fp16_bytes(report.dim));
+    line += ".";
+  }
+  return line.back() == ' ' ? line.substr(0, line.size() - 1) : line;
+}
+
+std::string to_json(const EvaluationReport& report) {
+  Json json{{"format", "lexico-report 1"},
+            {"title", report.title},
+            {"verdict", verdict(report)},
+            {"error", kDefinition},
+            {"weights_quantized", false},
+            {"command", report.command},
+            {"version", report.version},
+            {"created", report.created},
+            {"model", report.model},
+            {"head_dim", report.dim},
+            {"key_stage", report.key_stage},
+            {"layers", report.layers},
+            {"sparsities", report.sparsities},
+            {"selection", report.selection},
+            {"relative_tolerance", report.relative_tolerance},
+            {"fp16_bytes_per_vector", fp16_bytes(report.dim)}};
+  json["settings"] = Json::object();
+  for (const auto& [key, value] : report.settings) json["settings"][key] = value;
+  json["notes"] = report.notes;
+  json["coders"] = Json::array();
+  for (const Coder& coder : report.coders)
+    json["coders"].push_back({{"name", coder.name},
+                              {"role", role_name(coder.role)},
+                              {"num_atoms", coder.num_atoms},
+                              {"path", coder.path},
+                              {"metadata", coder.metadata}});
+  json["datasets"] = Json::array();
+  for (const Dataset& dataset : report.datasets)
+    json["datasets"].push_back({{"name", dataset.name},
+                                {"path", dataset.path},
+                                {"in_domain", dataset.in_domain},
+                                {"tokens", dataset.tokens},
+                                {"vectors_per_layer_and_kind", dataset.vectors},
+                                {"not_finite", dataset.not_finite},
+                                {"sampling", dataset.sampling}});
+  json["summary"] = Json::array();
+  for (const Coder& coder : report.coders)
+    for (const int sparsity : report.sparsities)
+      json["summary"].push_back(summary_of(report, coder, sparsity));
+  json["rows"] = Json::array();
+  for (const Row& row : report.rows)
+    json["rows"].push_back({{"dataset", row.dataset},
+                            {"layer", row.layer},
+                            {"kind", name_of(row.kind)},
+                            {"coder", row.coder},
+                            {"sparsity", row.sparsity},
+                            {"mean", number(row.mean)},
+                            {"median", number(row.median)},
+                            {"p99", number(row.p99)},
+                            {"mean_atoms", number(row.mean_atoms)},
+                            {"bytes_per_vector", number(published_bytes(row.mean_atoms))},
+                            {"vectors", row.vectors}});
+  if (report.training) json["training"] = training_json(*report.training);
+  // Names and paths may hold bytes that are not UTF-8.
+  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string to_csv(const EvaluationReport& report) {
+  std::string csv =
+      "dataset,in_domain,layer,kind,coder,sparsity,mean,median,p99,vectors,mean_atoms,"
+      "bytes_per_vector,share_of_fp16,weights_quantized\n";
+  for (const Row& row : report.rows) {
+    const Dataset* dataset = find_dataset(report, row.dataset);
+    const double bytes = published_bytes(row.mean_atoms);
+    csv += csv_field(row.dataset) + "," + (dataset && dataset->in_domain ? "1" : "0") + "," +
+           std::to_string(row.layer) + "," + name_of(row.kind) + "," + csv_field(row.coder) + "," +
+           std::to_string(row.sparsity) + "," + csv_number(row.mean) + "," +
+           csv_number(row.median) + "," + csv_number(row.p99) + "," + std::to_string(row.vectors) +
+           "," + csv_number(row.mean_atoms) + "," + csv_number(bytes) + "," +
+           csv_number(bytes / fp16_bytes(report.dim)) + ",0\n";
+  }
+  return csv;
+}
+
+void write_report(const EvaluationReport& report, const std::string& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw ResourceError(folder + ": cannot make the folder: " + error.message());
+  const std::filesystem::path root(folder);
+  write_file((root / "report.json").string(), to_json(report));
+  write_file((root / "report.csv").string(), to_csv(report));
+  write_file((root / "report.html").string(), to_html(report));
+}
+
+}  // namespace lexico::report
