@@ -26,6 +26,7 @@ foreach(part IN ITEMS c10 torch_cpu torch)
     INTERFACE_INCLUDE_DIRECTORIES "${torch_root}/include;${torch_root}/include/torch/csrc/api/include")
 endforeach()
 add_library(lexico_torch INTERFACE)
+# libtorch.so exports parts of an older libstdc++ (std::filesystem) that crash with ours: ours must be searched first.
 target_link_libraries(lexico_torch INTERFACE
-  -Wl,--no-as-needed lexico_torch_torch lexico_torch_torch_cpu lexico_torch_c10 -Wl,--as-needed  # the CUDA half registers itself
+  -Wl,--no-as-needed stdc++ lexico_torch_torch lexico_torch_torch_cpu lexico_torch_c10 -Wl,--as-needed  # the CUDA half registers itself
   -Wl,--allow-shlib-undefined)
