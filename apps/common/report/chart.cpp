@@ -204,7 +204,7 @@ std::string draw_series(const Panel& panel,
     if (!usable(point, panel.x, panel.y)) continue;
     const double x = to_x(point.x), y = to_y(point.y);
     path += print("%s%.1f %.1f", path.empty() ? "M" : "L", x, y);
-    markers += marker(series.style, x, y, 3.4);
+    markers += marker(series.style, x, y, series.style.size);
     if (!point.tip.empty())
       hits +=
           print("<circle class=\"hit\" cx=\"%.1f\" cy=\"%.1f\" r=\"8\"><title>%s</title></circle>",
@@ -288,7 +288,7 @@ std::string swatch(const Style& style) {
                     color_style(style) + "\">";
   if (style.line)
     svg += "<path class=\"ln" + std::string(style.dashed ? " da" : "") + "\" d=\"M1 6L27 6\"/>";
-  return svg + marker(style, 14, 6, 3.4) + "</g></svg>";
+  return svg + marker(style, 14, 6, style.size) + "</g></svg>";
 }
 
 std::pair<std::string, std::string> ramp_color(int i, int count) {

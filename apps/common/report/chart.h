@@ -23,6 +23,7 @@ struct Style {
   bool line = true;
   int marker = -1;  ///< 0 circle, 1 square, 2 triangle, 3 diamond; -1 none
   bool hollow = false;
+  double size = 3.4;  ///< of the marker, in pixels
 };
 
 struct Series {

@@ -44,6 +44,13 @@ struct View {
 
 const char* domain_name(bool in_domain) { return in_domain ? "in domain" : "out of domain"; }
 
+/// What solid and dashed mean, where both are drawn.
+void add_domains(const View& view, std::vector<std::pair<Style, std::string>>& entries) {
+  if (view.domains().size() < 2) return;
+  entries.emplace_back(Style{"var(--ink)", "", false, true, 0, false}, "in domain");
+  entries.emplace_back(Style{"var(--ink)", "", true, true, 0, true}, "out of domain");
+}
+
 std::string legend(const std::vector<std::pair<Style, std::string>>& entries) {
   std::string html;
   for (const auto& [style, name] : entries) html += tag("span", swatch(style) + html_escape(name));
@@ -65,7 +72,7 @@ void share_y(std::vector<Panel>& panels) {
       panel.y.low = range->first * 0.85, panel.y.high = range->second * 1.15;
     } else {
       // An invisible point makes each panel choose the same round numbers.
-      Series extent{"", {"none", "none", false, false, -1, false}, {}};
+      Series extent{"", {"none", "none", false, false, -1, false, 0}, {}};
       const auto x = range_of({panel}, false);
       if (x) extent.points = {{x->first, range->first, ""}, {x->first, range->second, ""}};
       panel.series.push_back(extent);
@@ -106,12 +113,13 @@ std::string tiles(const View& view) {
     if (std::isfinite(error))
       html += tile(title_of(kind) + ", " + domain_name(view.has_in),
                    short_error(error),
-                   "mean relative error at " + s_equals(s));
+                   "mean relative error, s\u00a0=\u00a0" + std::to_string(s));
   }
   const double ratio = out_over_in(report, name, s);
   if (std::isfinite(ratio))
-    html +=
-        tile("Out of domain", print("%.2f\u00d7", ratio), "the in-domain error at " + s_equals(s));
+    html += tile("Out of domain",
+                 print("%.2f\u00d7", ratio),
+                 "the in-domain error, s\u00a0=\u00a0" + std::to_string(s));
   const double bytes = mean_bytes(report, {name, s, {}, {}, {}, {}}),
                dense = fp16_bytes(report.dim);
   html += tile(
@@ -122,8 +130,9 @@ std::string tiles(const View& view) {
     const double against = mean_error(report, {name, s, {}, view.has_in, {}, {}}) /
                            mean_error(report, {samples->name, s, {}, view.has_in, {}, {}});
     if (std::isfinite(against))
-      html += tile(
-          "Against plain samples", print("%.2f\u00d7", against), "their error at " + s_equals(s));
+      html += tile("Against plain samples",
+                   print("%.2f\u00d7", against),
+                   "their error, s\u00a0=\u00a0" + std::to_string(s));
   }
   return tag("div", html, "tiles");
 }
@@ -184,16 +193,14 @@ std::string per_layer(const View& view) {
                                          table_error(error).c_str())});
         }
         panel.series.push_back(series);
-        if (kind == Kind::kKeys)
-          entries.emplace_back(series.style,
-                               view.domains().size() > 1
-                                   ? s_equals(s) + ", " + domain_name(in_domain)
-                                   : s_equals(s));
+        if (kind == Kind::kKeys && in_domain == view.domains().front())
+          entries.emplace_back(series.style, s_equals(s));
       }
     }
     panels.push_back(panel);
   }
   share_y(panels);
+  add_domains(view, entries);
   const bool many = std::count_if(report.datasets.begin(),
                                   report.datasets.end(),
                                   [](const Dataset& d) { return !d.in_domain; }) > 1;
@@ -227,7 +234,7 @@ std::string against_bytes(const View& view) {
     for (const Coder& coder : report.coders) {
       Style style;
       if (coder.role == Coder::Role::kDictionary)
-        style = {color(dictionaries++), "", false, true, 0, false};
+        style = {color(dictionaries++), "", false, true, 0, false, 3.4};
       else if (coder.role == Coder::Role::kSamples)
         style = {"var(--g0)", "", false, true, 1, false};
       else
@@ -250,11 +257,8 @@ std::string against_bytes(const View& view) {
                                          100 * bytes / fp16_bytes(report.dim))});
         }
         panel.series.push_back(series);
-        if (kind == Kind::kKeys)
-          entries.emplace_back(
-              style,
-              coder.name +
-                  (view.domains().size() > 1 ? std::string(", ") + domain_name(in_domain) : ""));
+        if (kind == Kind::kKeys && in_domain == view.domains().front())
+          entries.emplace_back(style, coder.name);
       }
     }
     // Where a tolerance varies the bytes, round numbers; otherwise the bytes that there are.
@@ -266,6 +270,7 @@ std::string against_bytes(const View& view) {
     panels.push_back(panel);
   }
   share_y(panels);
+  add_domains(view, entries);
   return tag("h2", "Error against memory") +
          tag("p",
              "Means over layers. Further left is smaller, further down is better. The baselines "
@@ -302,6 +307,7 @@ std::string side_by_side(const View& view) {
       const int s = report.sparsities[i];
       Style style = sparsity_style(static_cast<int>(i), true);
       style.line = false;
+      style.size = 5;
       Series series{s_equals(s), style, {}};
       for (std::size_t d = 0; d < report.datasets.size(); ++d) {
         const Dataset& dataset = report.datasets[d];
@@ -329,7 +335,7 @@ std::string side_by_side(const View& view) {
   const auto range = range_of(panels, false);
   if (range)
     for (Panel& panel : panels) {
-      Series extent{"", {"none", "none", false, false, -1, false}, {{range->second, 0, ""}}};
+      Series extent{"", {"none", "none", false, false, -1, false, 0}, {{range->second, 0, ""}}};
       panel.series.push_back(extent);
     }
   return tag("h2", "Domains side by side") +
@@ -637,9 +643,9 @@ std::string provenance(const View& view) {
   for (const Coder& coder : report.coders) {
     if (coder.role != Coder::Role::kDictionary) continue;
     add("Dictionary", coder.path.empty() ? coder.name : coder.path);
-    for (const auto& [key, value] : coder.metadata) add("  " + key, value);
+    for (const auto& [key, value] : coder.metadata) add("\u2003" + key, value);
   }
-  return tag("h2", "Provenance") + tag("div", tag("table", tag("tbody", body)), "scroll") +
+  return tag("h2", "Provenance") + tag("div", tag("table", tag("tbody", body), "facts"), "scroll") +
          (report.command.empty() ? ""
                                  : tag("h3", "Command") + tag("pre", html_escape(report.command)));
 }

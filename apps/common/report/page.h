@@ -61,6 +61,7 @@ thead th{background:var(--card);position:sticky;top:0}
 th:first-child,td:first-child,.l{text-align:left}
 tr.mean th,tr.mean td{font-weight:600;color:var(--ink);border-top:2px solid var(--line)}
 tr.base th,tr.base td{color:var(--soft)}
+.facts th{width:1%;padding-right:28px;vertical-align:top}
 .edge{border-left:1px solid var(--line)}
 td.h{background:rgba(var(--heat),calc(var(--v,0)*.34))}
 .wrap{white-space:normal;overflow-wrap:anywhere}
