@@ -4,7 +4,7 @@
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <torch/torch.h>
 
-#include "check.h"
+#include "lexico/error.h"
 #include "lexico/files.h"
 
 namespace lexico {

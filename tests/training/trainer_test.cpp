@@ -1,0 +1,302 @@
+// The contract of lexico/trainer.h.
+#include "lexico/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "core/random.h"
+#include "core/safetensors.h"
+#include "lexico/error.h"
+#include "support/temporary_folder.h"
+
+namespace lexico {
+namespace {
+
+/// Sparse combinations of hidden atoms, addressed by number: any batch split gives the same
+/// vectors.
+class SyntheticStream : public VectorStream {
+ public:
+  SyntheticStream(int num_dictionaries, int dim, int hidden_atoms, int sparsity)
+      : num_dictionaries_(num_dictionaries), dim_(dim), hidden_(hidden_atoms), sparsity_(sparsity) {
+    detail::Random random({99});
+    truth_.resize(static_cast<std::size_t>(num_dictionaries * hidden_ * dim));
+    for (float& v : truth_) v = static_cast<float>(random.normal());
+    normalize_atoms(truth_, num_dictionaries * hidden_, dim);
+  }
+  int num_dictionaries() const override { return num_dictionaries_; }
+  int dim() const override { return dim_; }
+  void seek(std::int64_t vectors) override { position_ = vectors; }
+  void next(std::int64_t count, float* out) override {
+    for (int p = 0; p < num_dictionaries_; ++p)
+      for (std::int64_t i = 0; i < count; ++i) fill(p, position_ + i, out + (p * count + i) * dim_);
+    position_ += count;
+  }
+  std::int64_t bad_every = 0;  ///< every so-th vector holds a NaN
+
+ private:
+  void fill(int p, std::int64_t number, float* x) const {
+    detail::Random random({7, static_cast<std::uint64_t>(p), static_cast<std::uint64_t>(number)});
+    for (int d = 0; d < dim_; ++d) x[d] = static_cast<float>(0.05 * random.normal());
+    for (int k = 0; k < sparsity_; ++k) {
+      const std::uint64_t atom = random.below(static_cast<std::uint64_t>(hidden_));
+      const float weight = static_cast<float>(random.normal());
+      const float* from = truth_.data() + (static_cast<std::size_t>(p * hidden_) + atom) *
+                                              static_cast<std::size_t>(dim_);
+      for (int d = 0; d < dim_; ++d) x[d] += weight * from[d];
+    }
+    if (bad_every > 0 && number % bad_every == 0)
+      x[dim_ / 2] = std::numeric_limits<float>::quiet_NaN();
+  }
+  int num_dictionaries_, dim_, hidden_, sparsity_;
+  std::int64_t position_ = 0;
+  std::vector<float> truth_;
+};
+
+struct Record : TrainObserver {
+  std::vector<TrainStep> steps;
+  std::int64_t stop_at = -1;
+  void on_step(const TrainStep& step) override { steps.push_back(step); }
+  bool wants_stop() override { return static_cast<std::int64_t>(steps.size()) == stop_at; }
+};
+
+const std::vector<TrainTarget> kTwoTargets = {{0, Kind::kKeys}, {0, Kind::kValues}};
+
+TrainConfig small_config(const std::string& recipe) {
+  TrainConfig config;
+  config.recipe = recipe;
+  config.num_atoms = 48;
+  config.sparsity = 3;
+  config.vectors = recipe == "sgd" ? 40 * 256 : 60 * 64;
+  config.batch_size = recipe == "sgd" ? 256 : 64;
+  config.epochs = 4;
+  config.seed = 5;
+  return config;
+}
+
+std::vector<float> atoms_of(const Trainer& trainer) {
+  std::vector<float> all;
+  for (const Dictionary& d : trainer.dictionaries().dictionaries)
+    all.insert(all.end(), d.atoms.begin(), d.atoms.end());
+  return all;
+}
+
+TEST(Trainer, LexicoRecipeFollowsThePublishedStep) {
+  const std::string golden = LEXICO_SOURCE_DIR "/tests/training/golden/lexico_recipe.safetensors";
+  const detail::SafeTensors file = detail::read_safetensors(golden);
+  const auto floats = [&](const char* name) {
+    return detail::to_floats(file.tensors.at(name), name);
+  };
+  struct Batches : VectorStream {
+    std::vector<float> values;
+    std::size_t position = 0;
+    int num_dictionaries() const override { return 2; }
+    int dim() const override { return 16; }
+    void seek(std::int64_t) override { position = 0; }
+    void next(std::int64_t count, float* out) override {
+      const std::size_t size = static_cast<std::size_t>(2 * count * 16);
+      std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(position), size, out);
+      position += size;
+    }
+  } stream;
+  stream.values = floats("batches");
+  TrainConfig config;
+  config.recipe = "lexico";
+  config.num_atoms = 48;
+  config.sparsity = 4;
+  config.batch_size = 16;
+  config.vectors = 120 * 16;
+  config.epochs = 4;
+  config.learning_rate = 1e-4;
+  Trainer trainer(config, kTwoTargets, stream, floats("initial"));
+  Record record;
+  EXPECT_TRUE(trainer.run(record));
+
+  const std::vector<float> loss = floats("loss"), error = floats("relative_error"),
+                           atoms = floats("atoms");
+  ASSERT_EQ(record.steps.size(), loss.size());
+  for (std::size_t t = 0; t < loss.size(); ++t) {
+    EXPECT_NEAR(record.steps[t].loss, loss[t], 1e-3 * loss[t]) << "step " << t;
+    EXPECT_NEAR(record.steps[t].relative_error, error[t], 1e-3 * error[t]) << "step " << t;
+  }
+  const std::vector<float> learnt =
+      atoms_of(trainer);  // the published code leaves atoms off unit norm by about the rate
+  for (std::size_t i = 0; i < atoms.size(); ++i) ASSERT_NEAR(learnt[i], atoms[i], 1e-3) << i;
+}
+
+class TrainerRecipe : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(TrainerRecipe, LowersTheErrorAndKeepsAtomsOfUnitNorm) {
+  SyntheticStream stream(2, 16, 40, 3);
+  TrainConfig config = small_config(GetParam());
+  config.learning_rate = 1e-2;
+  config.vectors *= 5;
+  Trainer trainer(config, kTwoTargets, stream);
+  Record record;
+  ASSERT_TRUE(trainer.run(record));
+  EXPECT_LT(record.steps.back().relative_error, 0.8 * record.steps.front().relative_error);
+  const std::vector<float> atoms = atoms_of(trainer);
+  for (std::size_t n = 0; n < atoms.size() / 16; ++n) {
+    double norm2 = 0;
+    for (std::size_t d = 0; d < 16; ++d)
+      norm2 += static_cast<double>(atoms[n * 16 + d]) * atoms[n * 16 + d];
+    ASSERT_NEAR(norm2, 1.0, 1e-5) << n;
+  }
+}
+
+TEST_P(TrainerRecipe, ThreadCountDoesNotChangeTheResult) {
+  std::vector<float> results[2];
+  for (int threads : {1, 2}) {
+    SyntheticStream stream(2, 16, 40, 3);
+    TrainConfig config = small_config(GetParam());
+    config.threads = threads;
+    Trainer trainer(config, kTwoTargets, stream);
+    Record record;
+    trainer.run(record);
+    results[threads - 1] = atoms_of(trainer);
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
+TEST_P(TrainerRecipe, ResumedRunEndsWithTheSameAtoms) {
+  const test::TemporaryFolder folder;
+  const std::string path = folder.file("checkpoint.safetensors");
+  const TrainConfig config = small_config(GetParam());
+  SyntheticStream stream(2, 16, 40, 3);
+  Trainer whole(config, kTwoTargets, stream);
+  Record record;
+  ASSERT_TRUE(whole.run(record));
+
+  stream.seek(0);
+  Trainer part(config, kTwoTargets, stream);
+  Record until;
+  until.stop_at = 23;
+  EXPECT_FALSE(part.run(until));
+  part.save(path);
+  stream.seek(12345);  // load puts it back
+  Trainer rest(config, kTwoTargets, stream);
+  rest.load(path);
+  EXPECT_EQ(rest.step(), 23);
+  Record after;
+  ASSERT_TRUE(rest.run(after));
+  EXPECT_EQ(after.steps.size(), record.steps.size() - 23);
+  EXPECT_EQ(atoms_of(rest), atoms_of(whole));
+}
+
+TEST_P(TrainerRecipe, VectorsWithNanAreLeftOutAndCounted) {
+  SyntheticStream stream(2, 16, 40, 3);
+  stream.bad_every = 10;
+  Trainer trainer(small_config(GetParam()), kTwoTargets, stream);
+  Record record;
+  ASSERT_TRUE(trainer.run(record));
+  EXPECT_NEAR(static_cast<double>(record.steps.back().bad_vectors),
+              2 * 0.1 * static_cast<double>(record.steps.back().vectors),
+              4);
+  for (float v : atoms_of(trainer)) ASSERT_TRUE(std::isfinite(v));
+  EXPECT_TRUE(std::isfinite(record.steps.back().loss));
+}
+
+TEST_P(TrainerRecipe, NothingButNanIsAnErrorThatNamesTheDictionary) {
+  SyntheticStream stream(2, 16, 40, 3);
+  stream.bad_every = 1;
+  Trainer trainer(small_config(GetParam()), kTwoTargets, stream);
+  Record record;
+  try {
+    trainer.run(record);
+    FAIL() << "no error";
+  } catch (const IoError& e) {
+    EXPECT_NE(std::string(e.what()).find("layer 0 keys"), std::string::npos) << e.what();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes,
+                         TrainerRecipe,
+                         ::testing::Values("lexico", "sgd"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST(Trainer, SgdRevivesAtomsThatNoVectorUses) {
+  // All vectors lie in the first 4 of 16 dimensions; half the atoms start in the others, where no
+  // pursuit takes them.
+  struct Plane : VectorStream {
+    std::uint64_t count = 0;
+    int num_dictionaries() const override { return 1; }
+    int dim() const override { return 16; }
+    void seek(std::int64_t vectors) override { count = static_cast<std::uint64_t>(vectors); }
+    void next(std::int64_t n, float* out) override {
+      std::fill_n(out, n * 16, 0.0f);
+      for (std::int64_t i = 0; i < n; ++i) {
+        detail::Random random({1, count++});
+        for (int d = 0; d < 4; ++d) out[i * 16 + d] = static_cast<float>(random.normal());
+      }
+    }
+  } stream;
+  std::vector<float> initial(32 * 16, 0.0f);
+  for (std::size_t n = 0; n < 32; ++n) {
+    detail::Random random({2, n});
+    for (std::size_t d = 0; d < 4; ++d)
+      initial[n * 16 + d + (n % 2 ? 12 : 0)] = static_cast<float>(random.normal());
+  }
+  TrainConfig config = small_config("sgd");
+  config.num_atoms = 32;
+  config.sparsity = 2;
+  config.batch_size = 64;
+  config.vectors = 100 * 64;
+  Trainer trainer(config, {{3, Kind::kValues}}, stream, initial);
+  Record record;
+  trainer.run(record);
+  EXPECT_GE(record.steps.back().revived_atoms, 16);
+  EXPECT_EQ(trainer.unused_atoms(), std::vector<int>{0});
+  EXPECT_NE(trainer.dictionaries().find(3, Kind::kValues), nullptr);
+}
+
+TEST(Trainer, RefusesACheckpointOfAnotherConfigAndNamesTheDifference) {
+  const test::TemporaryFolder folder;
+  SyntheticStream stream(2, 16, 40, 3);
+  Trainer(small_config("sgd"), kTwoTargets, stream).save(folder.file("a.safetensors"));
+  TrainConfig other = small_config("sgd");
+  other.learning_rate = 0.5;
+  Trainer trainer(other, kTwoTargets, stream);
+  try {
+    trainer.load(folder.file("a.safetensors"));
+    FAIL() << "no error";
+  } catch (const InvalidArgument& e) {
+    EXPECT_NE(std::string(e.what()).find("learning_rate"), std::string::npos) << e.what();
+  }
+}
+
+TEST(Trainer, RefusesATruncatedCheckpoint) {
+  const test::TemporaryFolder folder;
+  SyntheticStream stream(2, 16, 40, 3);
+  const std::string path = folder.file("a.safetensors");
+  Trainer trainer(small_config("sgd"), kTwoTargets, stream);
+  trainer.save(path);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 100);
+  EXPECT_THROW(trainer.load(path), IoError);
+  EXPECT_THROW(trainer.load(folder.file("missing.safetensors")), IoError);
+}
+
+TEST(Trainer, ConfigOutOfRangeIsNamedWithItsBound) {
+  SyntheticStream stream(2, 16, 40, 3);
+  TrainConfig config = small_config("sgd");
+  config.sparsity = 17;
+  try {
+    Trainer trainer(config, kTwoTargets, stream);
+    FAIL() << "no error";
+  } catch (const InvalidArgument& e) {
+    EXPECT_STREQ(e.what(), "sparsity is 17, must be at most head_dim = 16");
+  }
+  config = small_config("sgd");
+  config.sparsity = 49;
+  EXPECT_THROW(config.validate(), InvalidArgument);
+  config = small_config("nonsense");
+  EXPECT_THROW(config.validate(), InvalidArgument);
+  config = small_config("sgd");
+  config.device = "toaster";
+  EXPECT_THROW(Trainer(config, kTwoTargets, stream), InvalidArgument);
+}
+
+}  // namespace
+}  // namespace lexico
