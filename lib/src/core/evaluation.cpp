@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
-#include <random>
 #include <utility>
 
 #include "check.h"
+#include "core/random.h"
 
 namespace lexico {
 namespace {
@@ -133,17 +132,8 @@ std::vector<ErrorSummary> evaluate(const Dictionary& dictionary,
 Dictionary random_dictionary(int layer, Kind kind, int num_atoms, int dim, std::uint64_t seed) {
   Dictionary dictionary{layer, kind, num_atoms, dim, {}};
   dictionary.atoms.resize(static_cast<std::size_t>(num_atoms) * static_cast<std::size_t>(dim));
-  // Own Box-Muller: std::normal_distribution differs between standard libraries.
-  std::seed_seq seeds{static_cast<std::uint32_t>(seed),
-                      static_cast<std::uint32_t>(seed >> 32),
-                      static_cast<std::uint32_t>(layer),
-                      static_cast<std::uint32_t>(kind)};
-  std::mt19937_64 random(seeds);
-  const auto uniform = [&random] { return (static_cast<double>(random() >> 11) + 0.5) * 0x1p-53; };
-  for (float& value : dictionary.atoms) {
-    const double radius = std::sqrt(-2 * std::log(uniform()));
-    value = static_cast<float>(radius * std::cos(2 * std::numbers::pi * uniform()));
-  }
+  detail::Random random{seed, static_cast<std::uint64_t>(layer), static_cast<std::uint64_t>(kind)};
+  for (float& value : dictionary.atoms) value = static_cast<float>(random.normal());
   normalize_atoms(dictionary.atoms, num_atoms, dim);
   return dictionary;
 }
