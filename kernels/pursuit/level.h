@@ -23,11 +23,10 @@ struct PursuitShape {
 
 // One dictionary as the levels want it.
 struct PreparedAtoms {
-  const float* rows;  // [num_atoms, row_stride]: the caller's atoms, or a zero padded copy
-  float* panels;      // [padded_atoms / kPanel][padded_dim][kPanel]
+  const float* rows;  // [num_atoms, padded_dim]: the caller's atoms, or a zero padded copy
+  void* panels;       // packed for correlating, kPanel atoms at a time
   float* norms2;      // [padded_atoms]: |d|^2
-  float* gram;        // [num_atoms, padded_atoms], or nullptr
-  void* screen;       // level's own low-precision copy, or nullptr
+  void* gram;         // [num_atoms, padded_atoms], or nullptr
 };
 
 struct PursuitBlock {
@@ -43,17 +42,18 @@ struct PursuitBlock {
 
 struct PursuitLevel {
   const char* name;
-  // Bytes of the level's own copy of the atoms.
-  std::size_t (*screen_bytes)(const PursuitShape&);
-  std::size_t (*scratch_bytes)(const PursuitShape&);
-  // Fills panels, norms2 and screen for atoms [first, last), both multiples of kPanel.
-  void (*pack)(const PursuitShape&, const PreparedAtoms&, int first, int last);
-  // Fills rows [first, last) of gram; needs pack.
-  void (*fill_gram)(const PursuitShape&, const PreparedAtoms&, int first, int last);
+  std::size_t (*panel_bytes)(const PursuitShape&);
+  std::size_t (*gram_bytes)(const PursuitShape&);
+  std::size_t (*scratch_bytes)(const PursuitShape&);  // of one thread
+  // Fills panels and norms2 of the panel's atoms.
+  void (*prepare_panel)(const PursuitShape&, const PreparedAtoms&, int panel);
+  // Fills gram of the panel's atoms; all panels are prepared. `scratch` has kPanel * padded_dim * 4
+  // bytes.
+  void (*prepare_gram)(const PursuitShape&, const PreparedAtoms&, int panel, void* scratch);
   void (*encode)(const PursuitShape&, const PreparedAtoms&, const PursuitBlock&, void* scratch);
 };
 
-extern const PursuitLevel kGenericLevel;             // any CPU
-extern const PursuitLevel kAvx2Level, kAvx512Level;  // x86-64 only
+extern const PursuitLevel kGenericLevel;                               // any CPU
+extern const PursuitLevel kAvx2Level, kAvx512Level, kAvx512Bf16Level;  // x86-64 only
 
 }  // namespace lexico::kernels::cpu

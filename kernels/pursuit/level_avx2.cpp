@@ -3,11 +3,6 @@
 
 namespace lexico::kernels::cpu {
 
-const PursuitLevel kAvx2Level = {"avx2",
-                                 [](const PursuitShape&) { return std::size_t{0}; },
-                                 scratch_size,
-                                 pack_panels,
-                                 gram_rows,
-                                 encode_block};
+const PursuitLevel kAvx2Level = LEXICO_PURSUIT_LEVEL("avx2");
 
 }  // namespace lexico::kernels::cpu

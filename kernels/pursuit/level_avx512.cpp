@@ -3,11 +3,6 @@
 
 namespace lexico::kernels::cpu {
 
-const PursuitLevel kAvx512Level = {"avx512",
-                                   [](const PursuitShape&) { return std::size_t{0}; },
-                                   scratch_size,
-                                   pack_panels,
-                                   gram_rows,
-                                   encode_block};
+const PursuitLevel kAvx512Level = LEXICO_PURSUIT_LEVEL("avx512");
 
 }  // namespace lexico::kernels::cpu

@@ -3,11 +3,6 @@
 
 namespace lexico::kernels::cpu {
 
-const PursuitLevel kGenericLevel = {"generic",
-                                    [](const PursuitShape&) { return std::size_t{0}; },
-                                    scratch_size,
-                                    pack_panels,
-                                    gram_rows,
-                                    encode_block};
+const PursuitLevel kGenericLevel = LEXICO_PURSUIT_LEVEL("generic");
 
 }  // namespace lexico::kernels::cpu

@@ -20,6 +20,7 @@ const std::vector<const PursuitLevel*>& levels_here() {
     const CpuFeatures& cpu = cpu_features();
     if (cpu.avx2) here.push_back(&kAvx2Level);
     if (cpu.avx512) here.push_back(&kAvx512Level);
+    if (cpu.avx512_vnni && cpu.avx512_bf16) here.push_back(&kAvx512Bf16Level);
 #endif
     return here;
   }();

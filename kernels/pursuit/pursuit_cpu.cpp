@@ -34,37 +34,34 @@ PursuitShape shape_of(const PursuitProblem& p, const PursuitPlan& plan) {
   return shape;
 }
 
-bool rows_need_padding(const PursuitShape& shape) { return shape.padded_dim != shape.dim; }
-
 // With base == nullptr only counts.
 std::size_t lay_out(const PursuitShape& shape,
                     char* base,
                     const float* atoms,
                     PreparedAtoms& prepared,
                     float** padded_rows) {
+  const PursuitLevel& level = current_level();
   std::size_t used = 0;
   const auto take = [&](std::size_t bytes) {
     char* piece = base == nullptr || bytes == 0 ? nullptr : base + used;
     used += round_up(bytes, kAlignment);
     return piece;
   };
-  const std::size_t panels = size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(float);
-  prepared.panels = reinterpret_cast<float*>(take(panels));
+  const bool pad = shape.padded_dim != shape.dim;
+  *padded_rows = reinterpret_cast<float*>(
+      take(pad ? size(shape.num_atoms) * size(shape.padded_dim) * sizeof(float) : 0));
+  prepared.rows = pad ? *padded_rows : atoms;
   prepared.norms2 = reinterpret_cast<float*>(take(size(shape.padded_atoms) * sizeof(float)));
-  *padded_rows = reinterpret_cast<float*>(take(rows_need_padding(shape) ? panels : 0));
-  prepared.rows = rows_need_padding(shape) ? *padded_rows : atoms;
-  prepared.gram = reinterpret_cast<float*>(
-      take(shape.gram ? size(shape.num_atoms) * size(shape.padded_atoms) * sizeof(float) : 0));
-  prepared.screen = take(current_level().screen_bytes(shape));
+  prepared.panels = take(level.panel_bytes(shape));
+  prepared.gram = take(shape.gram ? level.gram_bytes(shape) : 0);
   return used;
 }
 
-std::size_t gram_bytes(const PursuitProblem& p) {
-  return size(p.num_atoms) * size(round_up(p.num_atoms, kPanel)) * sizeof(float);
-}
-
 bool gram_pays(const PursuitProblem& p, std::int64_t signals_to_come) {
-  if (gram_bytes(p) > kMaxGramBytes || p.max_atoms < 2) return false;
+  PursuitPlan plan;
+  plan.form = PursuitForm::kGram;
+  if (current_level().gram_bytes(shape_of(p, plan)) > kMaxGramBytes || p.max_atoms < 2)
+    return false;
   // In multiply-adds per atom and signal: every further pick costs dim, or the rows of the picks
   // before it.
   const double m = p.dim, s = p.max_atoms;
@@ -92,7 +89,8 @@ PursuitPlan plan_pursuit(const PursuitProblem& p, std::int64_t signals_to_come) 
   PreparedAtoms prepared{};
   float* padded_rows = nullptr;
   plan.prepared_bytes = lay_out(shape, nullptr, nullptr, prepared, &padded_rows);
-  plan.scratch_bytes = current_level().scratch_bytes(shape);
+  plan.scratch_bytes = std::max(current_level().scratch_bytes(shape),
+                                size(kPanel) * size(shape.padded_dim) * sizeof(float));
   constexpr std::size_t kMostPrepared = std::size_t{192} << 20;
   plan.wave = static_cast<int>(std::clamp<std::size_t>(
       kMostPrepared / std::max<std::size_t>(plan.prepared_bytes, 1), 1, size(p.num_dictionaries)));
@@ -132,7 +130,7 @@ Status pursuit(const PursuitProblem& p, const PursuitPlan& plan, void* memory, b
         std::fill(to + p.dim, to + shape.padded_dim, 0.0f);
       }
     }
-    level.pack(shape, atoms, first, last);
+    level.prepare_panel(shape, atoms, panel);
   };
   const auto encode = [&](int dictionary, int slot, std::int64_t index, int thread) {
     float* padded_rows = nullptr;
@@ -164,7 +162,10 @@ Status pursuit(const PursuitProblem& p, const PursuitPlan& plan, void* memory, b
           for (int i = 0; i < count * panels; ++i) {
             float* padded_rows = nullptr;
             const PreparedAtoms atoms = atoms_of(start + i / panels, i / panels, &padded_rows);
-            level.fill_gram(shape, atoms, i % panels * kPanel, (i % panels + 1) * kPanel);
+            level.prepare_gram(shape,
+                               atoms,
+                               i % panels,
+                               scratch + size(omp_get_thread_num()) * plan.scratch_bytes);
           }
         }
       }

@@ -2,181 +2,57 @@
 // Pursuit on one block of signals, at the vector width of the translation unit that includes this
 // (level_*.cpp). The algorithm and its bounds: docs/encoder.md. Only internal linkage here (see
 // level.h): no std function templates.
-#include "kernels/pursuit/level.h"
-#include "kernels/pursuit/simd.h"
+#if defined(__AVX512VNNI__)
+#include "kernels/pursuit/screen_vnni.h"
+#else
+#include "kernels/pursuit/screen_fp32.h"
+#endif
 
 namespace lexico::kernels::cpu {
 namespace {
 
-constexpr float kUlp = 5.9604645e-8f;  // 2^-24: relative rounding error of one fp32 operation
 // Norms below this share of |x| are rounding noise of the fp32 residual: the signal is in the span
 // of its atoms.
 constexpr float kResidualFloor = 1e-6f;
 constexpr float kCorrelationFloor = 5e-7f;
-// |P_perp d|^2 / |d|^2 an atom must keep to be taken: its weight would be noise otherwise (1e-5:
-// 0.2 degrees off the span).
-constexpr float kIndependent = 1e-5f;
 constexpr int kMaxRefused = 16;
-// Screens keep the best bound of each group: one lane of a chunk of this many vectors.
-constexpr int kChunkVectors = 16;
-constexpr int kChunkAtoms = kChunkVectors * kLanes;
-
-// What an fp32 dot product of unit vectors may be off by (four standard deviations of its rounding
-// errors).
-inline float dot_error(const PursuitShape& shape) {
-  return 2 * kUlp * __builtin_sqrtf(static_cast<float>(shape.padded_dim));
-}
-inline float magnitude(float x) { return __builtin_fabsf(x); }
-inline int num_chunks(const PursuitShape& shape) {
-  return (shape.padded_atoms + kChunkAtoms - 1) / kChunkAtoms;
-}
-
-inline float dot(const float* a, const float* b, int n) {
-  Vec s0{}, s1{};
-  int i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    s0 += load(a + i) * load(b + i);
-    s1 += load(a + i + kLanes) * load(b + i + kLanes);
-  }
-  for (; i < n; i += kLanes) s0 += load(a + i) * load(b + i);
-  return sum(s0 + s1);
-}
-
-// ----------------------------------------------------------------------------------------------
-// atoms times vectors
-
-constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
-
-template <int kSignals>
-inline void correlate_tile(const float* panel,
-                           int padded_dim,
-                           const float* const* signals,
-                           float* const* out) {
-  for (int first = 0; first < kPanel; first += kTileVectors * kLanes) {
-    Vec acc[kSignals][kTileVectors] = {};
-    const float* atoms = panel + first;
-    for (int k = 0; k < padded_dim; ++k, atoms += kPanel) {
-      Vec d[kTileVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) d[v] = load(atoms + v * kLanes);
-#pragma GCC unroll 6
-      for (int b = 0; b < kSignals; ++b) {
-        const Vec x = splat(signals[b][k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v) acc[b][v] += x * d[v];
-      }
-    }
-#pragma GCC unroll 6
-    for (int b = 0; b < kSignals; ++b) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) store(out[b] + first + v * kLanes, acc[b][v]);
-    }
-  }
-}
-
-// out[b][n] = d_n . signals[b] for all atoms, each sum in the order of the dimensions whatever the
-// tile.
-inline void correlate(const PursuitShape& shape,
-                      const PreparedAtoms& atoms,
-                      const float* const* signals,
-                      int num_signals,
-                      float* const* out) {
-  const std::size_t panel_size = static_cast<std::size_t>(shape.padded_dim) * kPanel;
-  for (int panel = 0; panel * kPanel < shape.padded_atoms; ++panel) {
-    const float* d = atoms.panels + static_cast<std::size_t>(panel) * panel_size;
-    for (int b = 0; b < num_signals; b += kSignalTile) {
-      float* to[kSignalTile];
-      const int n = num_signals - b < kSignalTile ? num_signals - b : kSignalTile;
-      for (int i = 0; i < n; ++i) to[i] = out[b + i] + panel * kPanel;
-      switch (n) {
-        case 6:
-          correlate_tile<6>(d, shape.padded_dim, signals + b, to);
-          break;
-        case 5:
-          correlate_tile<5>(d, shape.padded_dim, signals + b, to);
-          break;
-        case 4:
-          correlate_tile<4>(d, shape.padded_dim, signals + b, to);
-          break;
-        case 3:
-          correlate_tile<3>(d, shape.padded_dim, signals + b, to);
-          break;
-        case 2:
-          correlate_tile<2>(d, shape.padded_dim, signals + b, to);
-          break;
-        default:
-          correlate_tile<1>(d, shape.padded_dim, signals + b, to);
-          break;
-      }
-    }
-  }
-}
-
-inline void pack_panels(const PursuitShape& shape,
-                        const PreparedAtoms& atoms,
-                        int first,
-                        int last) {
-  const int m = shape.dim, mp = shape.padded_dim;
-  const std::size_t stride = static_cast<std::size_t>(mp == m ? m : mp);
-  for (int panel = first / kPanel; panel * kPanel < last; ++panel) {
-    float* to =
-        atoms.panels + static_cast<std::size_t>(panel) * static_cast<std::size_t>(mp) * kPanel;
-    for (int a = 0; a < kPanel; ++a) {
-      const int n = panel * kPanel + a;
-      const bool real = n < shape.num_atoms;
-      const float* row = atoms.rows + static_cast<std::size_t>(real ? n : 0) * stride;
-      for (int k = 0; k < mp; ++k) to[k * kPanel + a] = real ? row[k] : 0.0f;
-      atoms.norms2[n] = real ? dot(row, row, mp) : 0.0f;
-    }
-  }
-}
-
-inline void gram_rows(const PursuitShape& shape, const PreparedAtoms& atoms, int first, int last) {
-  const std::size_t np = static_cast<std::size_t>(shape.padded_atoms);
-  const float* rows[kPanel];
-  float* out[kPanel];
-  for (int n = first; n < last && n < shape.num_atoms;) {
-    int count = 0;
-    for (; count < kPanel && n < last && n < shape.num_atoms; ++count, ++n) {
-      rows[count] =
-          atoms.rows + static_cast<std::size_t>(n) * static_cast<std::size_t>(shape.padded_dim);
-      out[count] = atoms.gram + static_cast<std::size_t>(n) * np;
-    }
-    correlate(shape, atoms, rows, count, out);
-  }
-}
-
-// -------------------------------------------------------------------------------------------------
-// state of a signal
+// A screen's errors are taken to stay below this many of their standard deviations: an atom missed
+// in 1e9.
+constexpr float kDeviations = 6;
+// Signals that the Gram form works on in turn: while one is updated, the Gram row of the other
+// comes from memory.
+constexpr int kGramSlots = 2;
 
 // A signal x (scaled so that its largest element is in [1, 2)), its atoms so far as D_S = U R with
 // orthonormal rows of U, and its residual r = x - U^T a.
 struct Signal {
   float* residual;       // [padded_dim]
+  float* correlations;   // p [padded_atoms]
   float* basis;          // U [max_atoms, padded_dim]
   float* triangle;       // R [max_atoms, max_atoms], column k in row k
   float* amplitudes;     // a [max_atoms]
   std::int32_t* chosen;  // [max_atoms]
-  float* correlations;   // p [padded_atoms]
-  float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS among all atoms only
+  float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS only
+  void* rows;            // q = D u of each atom so far (Gram), or of the newest (OLS)
+  float* row_variances;  // [max_atoms]: of the errors of q
   std::int32_t refused[kMaxRefused];
   int num_refused, count, limit;
   double unscale;
   float norm, residual_norm, inverse_nu;
-  float error_p, error_n;  // bounds of what p and n are off by
-  bool active;
+  float variance_p, variance_q;  // of the errors of p; of all q together
+  float error_p, error_n;        // what p and n are off by at most
+  bool active, finite;
 };
 
 struct Scratch {
-  Signal* signals;      // [block]
-  float* group_best;    // [chunks * kLanes]
-  float* atom;          // [padded_dim]
-  float* coefficients;  // [2 * max_atoms]
-  float* row_errors;    // [max_atoms]
-  float* rows;  // q [max_atoms, padded_atoms] (Gram), or D u of each signal [block, padded_atoms]
-                // (OLS)
-  const float** inputs;     // [block]
-  float** outputs;          // [block]
+  Signal* signals;       // [block]
+  Signal* slots;         // [kGramSlots]: buffers that the signals of a block share in the Gram form
+  float* group_best;     // [chunks * kLanes]
+  float* coefficients;   // [max_atoms]
+  const float** inputs;  // [block]: what to correlate the atoms with, its norms, where to
+  float* norms;
+  float** outputs;
+  void* packed;             // the inputs as the screen packs them
   std::int32_t* shortlist;  // [padded_atoms], ols-N only
   float* shortlist_scores;  // [padded_atoms], ols-N only
 };
@@ -193,50 +69,42 @@ struct Carver {
   }
 };
 
+inline bool is_full_ols(const PursuitShape& shape) { return shape.ols && shape.candidates == 0; }
+
 inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
-  const std::size_t block = static_cast<std::size_t>(shape.block),
-                    mp = static_cast<std::size_t>(shape.padded_dim),
-                    np = static_cast<std::size_t>(shape.padded_atoms),
-                    atoms = static_cast<std::size_t>(shape.max_atoms);
-  const bool full_ols = shape.ols && shape.candidates == 0;
+  const std::size_t block = size(shape.block), mp = size(shape.padded_dim),
+                    np = size(shape.padded_atoms), atoms = size(shape.max_atoms);
   Carver carver{base, 0};
   s.signals = carver.take<Signal>(block);
-  s.group_best = carver.take<float>(static_cast<std::size_t>(num_chunks(shape)) * kLanes);
-  s.atom = carver.take<float>(mp);
-  s.coefficients = carver.take<float>(2 * atoms);
-  s.row_errors = carver.take<float>(atoms);
+  s.slots = carver.take<Signal>(kGramSlots);
+  s.group_best = carver.take<float>(size(num_chunks(shape)) * kLanes);
+  s.coefficients = carver.take<float>(atoms);
   s.inputs = carver.take<const float*>(block);
+  s.norms = carver.take<float>(block);
   s.outputs = carver.take<float*>(block);
-  s.rows = carver.take<float>(np * (shape.gram ? atoms : full_ols ? block : 0));
+  s.packed = carver.take<char>(block * packed_signal_bytes(shape));
   const bool listed = shape.ols && shape.candidates > 0;
   s.shortlist = carver.take<std::int32_t>(listed ? np : 0);
   s.shortlist_scores = carver.take<float>(listed ? np : 0);
-  // In the Gram form a block shares only the first correlations; then each signal is done before
-  // the next.
-  const std::size_t states = shape.gram ? 1 : block;
   for (std::size_t i = 0; i < block; ++i) {
-    Signal* signal = base == nullptr ? nullptr : &s.signals[i];
-    float* residual = carver.take<float>(mp);
-    float* correlations = carver.take<float>(np);
-    if (signal != nullptr) {
-      signal->residual = residual;
-      signal->correlations = correlations;
-    }
+    Signal unused;
+    Signal& signal = base == nullptr ? unused : s.signals[i];
+    signal.residual = carver.take<float>(mp);
+    signal.correlations = carver.take<float>(np);
   }
+  const std::size_t states = shape.gram ? kGramSlots : block;
   for (std::size_t i = 0; i < states; ++i) {
-    float* basis = carver.take<float>(atoms * mp);
-    float* triangle = carver.take<float>(atoms * atoms);
-    float* amplitudes = carver.take<float>(atoms);
-    std::int32_t* chosen = carver.take<std::int32_t>(atoms);
-    float* spread = carver.take<float>(full_ols ? np : 0);
-    if (base == nullptr) continue;
-    for (std::size_t j = i; j < (states == 1 ? block : i + 1); ++j) {
-      s.signals[j].basis = basis;
-      s.signals[j].triangle = triangle;
-      s.signals[j].amplitudes = amplitudes;
-      s.signals[j].chosen = chosen;
-      s.signals[j].spread = spread;
-    }
+    Signal unused;
+    Signal& signal = base == nullptr ? unused : shape.gram ? s.slots[i] : s.signals[i];
+    signal.basis = carver.take<float>(atoms * mp);
+    signal.triangle = carver.take<float>(atoms * atoms);
+    signal.amplitudes = carver.take<float>(atoms);
+    signal.row_variances = carver.take<float>(atoms);
+    signal.chosen = carver.take<std::int32_t>(atoms);
+    signal.spread = carver.take<float>(is_full_ols(shape) ? np : 0);
+    signal.rows = carver.take<char>(shape.gram           ? row_bytes(shape)
+                                    : is_full_ols(shape) ? np * sizeof(float)
+                                                         : 0);
   }
   return carver.used;
 }
@@ -248,8 +116,8 @@ inline double power_of_two(int exponent) {
   return value;
 }
 
-// Copies and scales x. False if it holds a NaN or Inf.
-inline bool load_signal(const PursuitShape& shape, const float* x, int budget, Signal& s) {
+// Copies and scales x.
+inline void load_signal(const PursuitShape& shape, const float* x, int budget, Signal& s) {
   std::int32_t top = 0;
   for (int k = 0; k < shape.dim; ++k) {
     std::int32_t bits;
@@ -261,7 +129,8 @@ inline bool load_signal(const PursuitShape& shape, const float* x, int budget, S
   s.active = false;
   s.norm = s.residual_norm = 0;
   s.unscale = 1;
-  if (top >= 0x7f800000) return false;
+  s.finite = top < 0x7f800000;
+  if (!s.finite) return;
   if (top != 0) {
     // Subnormals have no exponent of their own; as doubles they do.
     float largest_element;
@@ -278,7 +147,6 @@ inline bool load_signal(const PursuitShape& shape, const float* x, int budget, S
   }
   s.limit = budget < shape.max_atoms ? budget : shape.max_atoms;
   s.active = top != 0;
-  return true;
 }
 
 inline bool wants_more(const PursuitShape& shape, const Signal& s) {
@@ -569,7 +437,7 @@ inline bool take_next(const PursuitShape& shape,
                       const PreparedAtoms& atoms,
                       Scratch& scratch,
                       Signal& s) {
-  const bool full_ols = shape.ols && shape.candidates == 0;
+  const bool full_ols = is_full_ols(shape);
   for (;;) {
     const Pick pick = shape.ols && shape.candidates > 0 ? settle_among(shape, atoms, scratch, s)
                                                         : settle(shape, atoms, scratch, s);
@@ -596,12 +464,6 @@ inline void group_correlations(const PursuitShape& shape, Scratch& scratch, cons
   }
 }
 
-inline Vec vector_bound(Vec p, Vec n, float error_p, float error_n) {
-  const Vec wide = abs(p) + error_p, least = splat(0.5f * kIndependent);
-  const Vec value = wide * wide * rough_reciprocal(max(n - error_n, least));
-  return n + error_n < kIndependent ? Vec{} : value;
-}
-
 inline void group_ols_bounds(const PursuitShape& shape, Scratch& scratch, const Signal& s) {
   for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
     Vec best{};
@@ -622,77 +484,65 @@ inline void update_ols(const PursuitShape& shape, const float* q, float a, Signa
   }
 }
 
-inline void start_ols(const PursuitShape& shape, const PreparedAtoms& atoms, Signal& s) {
-  for (int n = 0; n < shape.padded_atoms; n += kLanes) store(s.spread + n, load(atoms.norms2 + n));
-  s.error_n = 4 * kUlp;
+inline void set_errors(Signal& s) {
+  s.error_p = kDeviations * __builtin_sqrtf(s.variance_p);
+  // |n - true n| <= 2 |q| |error of q| over all atoms taken, and |q| <= 1 over them
+  s.error_n = 2 * kDeviations * __builtin_sqrtf(s.variance_q) + 4 * kUlp;
 }
 
-// q of the newest atom from its Gram row: D u_k = (G_j - sum_i R_ik q_i) / nu; then p -= a q, and n
-// -= q^2 for OLS.
-template <bool kFullOls>
-inline void gram_step(const PursuitShape& shape,
-                      const PreparedAtoms& atoms,
-                      Scratch& scratch,
-                      Signal& s) {
+// p was made anew, from a vector of this norm.
+inline void restart_errors(const PursuitShape& shape, Signal& s, float norm) {
+  const float deviation = correlate_deviation(shape) * norm;
+  s.variance_p = deviation * deviation;
+  set_errors(s);
+}
+
+// p and n take in a q with this variance.
+inline void add_errors(Signal& s, float variance) {
+  const float a = s.amplitudes[s.count - 1], rounding = 0.5f * kUlp * s.norm;
+  s.variance_p += a * a * variance + rounding * rounding;
+  s.variance_q += variance;
+  set_errors(s);
+}
+
+inline void start_ols(const PursuitShape& shape, const PreparedAtoms& atoms, Signal& s) {
+  for (int n = 0; n < shape.padded_atoms; n += kLanes) store(s.spread + n, load(atoms.norms2 + n));
+}
+
+// Brings p (and n) of a signal up to date with the atom just taken.
+inline void follow_gram(const PursuitShape& shape,
+                        const PreparedAtoms& atoms,
+                        Scratch& scratch,
+                        Signal& s) {
   const int k = s.count - 1;
-  const std::size_t np = static_cast<std::size_t>(shape.padded_atoms);
-  const float* column =
-      s.triangle + static_cast<std::size_t>(k) * static_cast<std::size_t>(shape.max_atoms);
-  const float* gram = atoms.gram + static_cast<std::size_t>(s.chosen[k]) * np;
-  float* q = scratch.rows + static_cast<std::size_t>(k) * np;
-  const Vec a = splat(s.amplitudes[k]), inverse = splat(s.inverse_nu);
+  const float* column = s.triangle + size(k) * size(shape.max_atoms);
+  // Independent errors add up in their squares: of the Gram row, of the rows before it, of storing
+  // them.
+  const float gram = gram_deviation(shape), stored = row_deviation();
+  float variance = gram * gram + stored * stored;
+  for (int i = 0; i < k; ++i) variance += column[i] * column[i] * s.row_variances[i];
+  variance *= s.inverse_nu * s.inverse_nu;
+  s.row_variances[k] = variance + stored * stored;
+  add_errors(s, variance);
 
-  // Errors of the rows add up like independent ones; 4 of their standard deviations bound them.
-  float variance = dot_error(shape) * dot_error(shape);
-  for (int i = 0; i < k; ++i)
-    variance += column[i] * column[i] * scratch.row_errors[i] * scratch.row_errors[i];
-  const float row_error = __builtin_sqrtf(variance) * s.inverse_nu;
-  scratch.row_errors[k] = row_error;
-  s.error_p += 4 * magnitude(s.amplitudes[k]) * row_error + kUlp * s.norm;
-  s.error_n += 8 * row_error;
-
-  constexpr int kStep = kLanes == 16 ? 16 : 8;
-  for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
-    Vec best{};
-    for (int part = 0; part < kChunkVectors && n < shape.padded_atoms; part += kStep) {
-      const int vectors =
-          (shape.padded_atoms - n) / kLanes < kStep ? (shape.padded_atoms - n) / kLanes : kStep;
-      const auto finish = [&](int offset, Vec x) {
-        x *= inverse;
-        store(q + n + offset, x);
-        const Vec p = load(s.correlations + n + offset) - a * x;
-        store(s.correlations + n + offset, p);
-        if constexpr (kFullOls) {
-          const Vec spread = load(s.spread + n + offset) - x * x;
-          store(s.spread + n + offset, spread);
-          best = max(best, vector_bound(p, spread, s.error_p, s.error_n));
-        } else {
-          best = max(best, abs(p));
-        }
-      };
-      if (vectors == kStep) {
-        Vec acc[kStep];
-#pragma GCC unroll 16
-        for (int v = 0; v < kStep; ++v) acc[v] = load(gram + n + v * kLanes);
-        const float* row = scratch.rows + n;
-        for (int i = 0; i < k; ++i, row += np) {
-          const Vec c = splat(column[i]);
-#pragma GCC unroll 16
-          for (int v = 0; v < kStep; ++v) acc[v] -= c * load(row + v * kLanes);
-        }
-#pragma GCC unroll 16
-        for (int v = 0; v < kStep; ++v) finish(v * kLanes, acc[v]);
-      } else {
-        for (int v = 0; v < vectors; ++v) {
-          Vec x = load(gram + n + v * kLanes);
-          const float* row = scratch.rows + n + v * kLanes;
-          for (int i = 0; i < k; ++i, row += np) x -= splat(column[i]) * load(row);
-          finish(v * kLanes, x);
-        }
-      }
-      n += vectors * kLanes;
-    }
-    store(scratch.group_best + chunk * kLanes, best);
+  GramStep step;
+  step.gram_row =
+      static_cast<const GramValue*>(atoms.gram) + size(s.chosen[k]) * size(shape.padded_atoms);
+  step.rows = s.rows;
+  step.k = k;
+  step.keep = s.count + 1 < s.limit;
+  step.column = column;
+  step.inverse_nu = s.inverse_nu;
+  step.amplitude = s.amplitudes[k];
+  step.correlations = s.correlations;
+  step.spread = s.spread;
+  step.error_p = s.error_p;
+  step.error_n = s.error_n;
+  step.group_best = scratch.group_best;
+  if (is_full_ols(shape)) {
+    gram_step<true>(shape, step);
+  } else {
+    gram_step<false>(shape, step);
   }
 }
 
@@ -708,53 +558,96 @@ inline void finish_signal(const PursuitShape& shape,
   s.active = false;
 }
 
+inline void prefetch_gram_row(const PursuitShape& shape,
+                              const PreparedAtoms& atoms,
+                              const Signal& s) {
+  const GramValue* row = static_cast<const GramValue*>(atoms.gram) +
+                         size(s.chosen[s.count - 1]) * size(shape.padded_atoms);
+  constexpr int kPerLine = 64 / sizeof(GramValue);
+  for (int n = 0; n < shape.padded_atoms; n += kPerLine) __builtin_prefetch(row + n, 0, 2);
+}
+
+inline void take_slot(const Signal& slot, Signal& s) {
+  s.basis = slot.basis;
+  s.triangle = slot.triangle;
+  s.amplitudes = slot.amplitudes;
+  s.row_variances = slot.row_variances;
+  s.chosen = slot.chosen;
+  s.spread = slot.spread;
+  s.rows = slot.rows;
+}
+
+inline void first_bounds(const PursuitShape& shape,
+                         const PreparedAtoms& atoms,
+                         Scratch& scratch,
+                         Signal& s,
+                         float norm) {
+  s.variance_q = 0;
+  restart_errors(shape, s, norm);
+  if (is_full_ols(shape)) {
+    start_ols(shape, atoms, s);
+    group_ols_bounds(shape, scratch, s);
+  } else {
+    group_correlations(shape, scratch, s);
+  }
+}
+
+// All first correlations of the block, then each signal alone: its p stays in cache, and follows
+// the picks by Gram rows.
 inline void encode_gram(const PursuitShape& shape,
                         const PreparedAtoms& atoms,
                         const PursuitBlock& block,
                         Scratch& scratch) {
   int count = 0;
   for (int b = 0; b < block.num_signals; ++b) {
-    if (!wants_more(shape, scratch.signals[b])) continue;
-    scratch.inputs[count] = scratch.signals[b].residual;
-    scratch.outputs[count++] = scratch.signals[b].correlations;
-  }
-  correlate(shape, atoms, scratch.inputs, count, scratch.outputs);
-  const bool full_ols = shape.ols && shape.candidates == 0;
-  for (int b = 0; b < block.num_signals; ++b) {
     Signal& s = scratch.signals[b];
-    if (s.norm != s.norm) continue;  // not finite: written already
-    s.error_p = dot_error(shape) * s.norm;
-    if (wants_more(shape, s)) {
-      if (full_ols) {
-        start_ols(shape, atoms, s);
-        group_ols_bounds(shape, scratch, s);
-      } else {
-        group_correlations(shape, scratch, s);
-      }
-    }
-    while (wants_more(shape, s) && take_next(shape, atoms, scratch, s)) {
-      write_curve(shape, block, b, s, s.count - 1);
-      if (!wants_more(shape, s)) break;
-      if (full_ols) {
-        gram_step<true>(shape, atoms, scratch, s);
-      } else {
-        gram_step<false>(shape, atoms, scratch, s);
-      }
-    }
-    finish_signal(shape, block, b, s);
+    if (!wants_more(shape, s)) continue;
+    scratch.inputs[count] = s.residual;
+    scratch.norms[count] = s.norm;
+    scratch.outputs[count++] = s.correlations;
   }
+  correlate(shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, scratch.packed);
+  int working[kGramSlots];  // signal in each slot, or -1
+  for (int& w : working) w = -1;
+  int next = 0, busy = 0;
+  do {
+    busy = 0;
+    for (int slot = 0; slot < kGramSlots; ++slot) {
+      if (working[slot] < 0) {
+        while (next < block.num_signals && !scratch.signals[next].finite) ++next;
+        if (next == block.num_signals) continue;
+        working[slot] = next++;
+        Signal& s = scratch.signals[working[slot]];
+        take_slot(scratch.slots[slot], s);
+        if (wants_more(shape, s)) first_bounds(shape, atoms, scratch, s, s.norm);
+      } else {
+        follow_gram(shape, atoms, scratch, scratch.signals[working[slot]]);
+      }
+      ++busy;
+      const int b = working[slot];
+      Signal& s = scratch.signals[b];
+      if (wants_more(shape, s) && take_next(shape, atoms, scratch, s)) {
+        write_curve(shape, block, b, s, s.count - 1);
+        if (wants_more(shape, s)) {
+          prefetch_gram_row(shape, atoms, s);
+          continue;
+        }
+      }
+      finish_signal(shape, block, b, s);
+      working[slot] = -1;
+    }
+  } while (busy > 0);
 }
 
+// Atoms times residuals again for every pick, all signals of the block in step.
 inline void encode_correlate(const PursuitShape& shape,
                              const PreparedAtoms& atoms,
                              const PursuitBlock& block,
                              Scratch& scratch) {
-  const bool full_ols = shape.ols && shape.candidates == 0;
-  const int mp = shape.padded_dim;
   for (int k = 0; k < shape.max_atoms; ++k) {
-    // Atoms times residuals; later picks of OLS: times the newest basis vector, which n needs as
-    // well.
-    const bool update = full_ols && k > 0;
+    // Later picks of OLS take the newest basis vector in place of the residual: p and n both follow
+    // from it.
+    const bool update = is_full_ols(shape) && k > 0;
     int count = 0;
     for (int b = 0; b < block.num_signals; ++b) {
       Signal& s = scratch.signals[b];
@@ -763,36 +656,22 @@ inline void encode_correlate(const PursuitShape& shape,
         finish_signal(shape, block, b, s);
         continue;
       }
-      scratch.inputs[count] =
-          update ? s.basis + static_cast<std::size_t>(k - 1) * static_cast<std::size_t>(mp)
-                 : s.residual;
-      scratch.outputs[count] = update
-                                   ? scratch.rows + static_cast<std::size_t>(b) *
-                                                        static_cast<std::size_t>(shape.padded_atoms)
-                                   : s.correlations;
-      ++count;
+      scratch.inputs[count] = update ? s.basis + size(k - 1) * size(shape.padded_dim) : s.residual;
+      scratch.norms[count] = update ? 1.0f : s.residual_norm;
+      scratch.outputs[count++] = update ? static_cast<float*>(s.rows) : s.correlations;
     }
     if (count == 0) break;
-    correlate(shape, atoms, scratch.inputs, count, scratch.outputs);
+    correlate(shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, scratch.packed);
     for (int b = 0; b < block.num_signals; ++b) {
       Signal& s = scratch.signals[b];
       if (!s.active) continue;
       if (update) {
-        update_ols(shape,
-                   scratch.rows +
-                       static_cast<std::size_t>(b) * static_cast<std::size_t>(shape.padded_atoms),
-                   s.amplitudes[k - 1],
-                   s);
-        s.error_p += dot_error(shape) * magnitude(s.amplitudes[k - 1]) + kUlp * s.norm;
-        s.error_n += 2 * dot_error(shape);
-      } else {
-        s.error_p = dot_error(shape) * s.residual_norm;
-        if (full_ols) start_ols(shape, atoms, s);
-      }
-      if (full_ols) {
+        const float deviation = correlate_deviation(shape);
+        add_errors(s, deviation * deviation);
+        update_ols(shape, static_cast<const float*>(s.rows), s.amplitudes[k - 1], s);
         group_ols_bounds(shape, scratch, s);
       } else {
-        group_correlations(shape, scratch, s);
+        first_bounds(shape, atoms, scratch, s, s.residual_norm);
       }
       if (take_next(shape, atoms, scratch, s)) {
         write_curve(shape, block, b, s, s.count - 1);
@@ -815,17 +694,13 @@ inline void encode_block(const PursuitShape& shape,
   for (int b = 0; b < block.num_signals; ++b) {
     Signal& s = scratch.signals[b];
     const int budget = block.budgets == nullptr ? shape.max_atoms : block.budgets[b];
-    if (!load_signal(
-            shape,
-            block.signals + static_cast<std::size_t>(b) * static_cast<std::size_t>(shape.dim),
-            budget,
-            s)) {
+    load_signal(shape, block.signals + size(b) * size(shape.dim), budget, s);
+    if (!s.finite) {
       write_not_finite(shape, block, b);
-      s.norm = __builtin_nanf("");
-      continue;
+    } else {
+      write_curve(shape, block, b, s, 0);
+      if (!s.active && !shape.gram) finish_signal(shape, block, b, s);
     }
-    write_curve(shape, block, b, s, 0);
-    if (!s.active) finish_signal(shape, block, b, s);
   }
   if (shape.gram) {
     encode_gram(shape, atoms, block, scratch);
@@ -839,5 +714,35 @@ inline std::size_t scratch_size(const PursuitShape& shape) {
   return carve(shape, nullptr, scratch);
 }
 
+// --------------------------------------------------------------------------------------------------------
+// preparation
+
+inline void prepare_panel(const PursuitShape& shape, const PreparedAtoms& atoms, int panel) {
+  pack_panel(shape, atoms, panel);
+  for (int n = panel * kPanel; n < (panel + 1) * kPanel; ++n) {
+    const float* row = atom_row(shape, atoms, n < shape.num_atoms ? n : 0);
+    atoms.norms2[n] = n < shape.num_atoms ? dot(row, row, shape.padded_dim) : 0.0f;
+  }
+}
+
+inline void prepare_gram(const PursuitShape& shape,
+                         const PreparedAtoms& atoms,
+                         int panel,
+                         void* packed) {
+  const int first = panel * kPanel;
+  const int count = shape.num_atoms - first < kPanel ? shape.num_atoms - first : kPanel;
+  const float* rows[kPanel];
+  for (int i = 0; i < count; ++i) rows[i] = atom_row(shape, atoms, first + i);
+  gram_rows(shape, atoms, rows, first, count, packed);
+}
+
+inline std::size_t gram_size(const PursuitShape& shape) {
+  return size(shape.num_atoms) * size(shape.padded_atoms) * sizeof(GramValue);
+}
+
 }  // namespace
+
+#define LEXICO_PURSUIT_LEVEL(name) \
+  { name, panel_bytes, gram_size, scratch_size, prepare_panel, prepare_gram, encode_block }
+
 }  // namespace lexico::kernels::cpu

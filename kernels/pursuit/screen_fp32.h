@@ -1,0 +1,178 @@
+#pragma once
+// The screen in fp32: correlations to within rounding errors, on any CPU.
+#include "kernels/pursuit/screen.h"
+
+namespace lexico::kernels::cpu {
+namespace {
+
+using GramValue = float;
+
+inline std::size_t panel_bytes(const PursuitShape& shape) {
+  return size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(float);
+}
+inline std::size_t packed_signal_bytes(const PursuitShape&) { return 0; }
+// q of every atom so far, [chunk][atom of the signal][kChunkAtoms]: one stream however many there
+// are.
+inline std::size_t row_bytes(const PursuitShape& shape) {
+  return size(num_chunks(shape)) * size(shape.max_atoms) * kChunkAtoms * sizeof(float);
+}
+
+// Standard deviations of the rounding errors: of correlate (for unit vectors), of a Gram value, of
+// a stored row.
+inline float correlate_deviation(const PursuitShape& shape) {
+  return 0.5f * kUlp * __builtin_sqrtf(static_cast<float>(shape.padded_dim));
+}
+inline float gram_deviation(const PursuitShape& shape) { return correlate_deviation(shape); }
+inline float row_deviation() { return 0.5f * kUlp; }
+
+inline void pack_panel(const PursuitShape& shape, const PreparedAtoms& atoms, int panel) {
+  const int mp = shape.padded_dim;
+  float* to = static_cast<float*>(atoms.panels) + size(panel) * size(mp) * kPanel;
+  for (int a = 0; a < kPanel; ++a) {
+    const int n = panel * kPanel + a;
+    const bool real = n < shape.num_atoms;
+    const float* row = atoms.rows + size(real ? n : 0) * size(mp);
+    for (int k = 0; k < mp; ++k) to[k * kPanel + a] = real ? row[k] : 0.0f;
+  }
+}
+
+constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
+
+template <int kSignals>
+inline void correlate_tile(const float* panel,
+                           int padded_dim,
+                           const float* const* signals,
+                           float* const* out) {
+  for (int first = 0; first < kPanel; first += kTileVectors * kLanes) {
+    Vec acc[kSignals][kTileVectors] = {};
+    const float* atoms = panel + first;
+    for (int k = 0; k < padded_dim; ++k, atoms += kPanel) {
+      Vec d[kTileVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) d[v] = load(atoms + v * kLanes);
+#pragma GCC unroll 6
+      for (int b = 0; b < kSignals; ++b) {
+        const Vec x = splat(signals[b][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) acc[b][v] += x * d[v];
+      }
+    }
+#pragma GCC unroll 6
+    for (int b = 0; b < kSignals; ++b) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) store(out[b] + first + v * kLanes, acc[b][v]);
+    }
+  }
+}
+
+// out[b][n] = d_n . signals[b] for all atoms; each sum is in the order of the dimensions whatever
+// the tile, so that the other signals of a block do not matter. The norms and the memory for packed
+// signals are for the other screen.
+inline void correlate(const PursuitShape& shape,
+                      const PreparedAtoms& atoms,
+                      const float* const* signals,
+                      const float*,
+                      int num_signals,
+                      float* const* out,
+                      void*) {
+  const std::size_t panel_size = size(shape.padded_dim) * kPanel;
+  for (int panel = 0; panel * kPanel < shape.padded_atoms; ++panel) {
+    const float* d = static_cast<const float*>(atoms.panels) + size(panel) * panel_size;
+    for (int b = 0; b < num_signals; b += kSignalTile) {
+      float* to[kSignalTile];
+      const int n = num_signals - b < kSignalTile ? num_signals - b : kSignalTile;
+      for (int i = 0; i < n; ++i) to[i] = out[b + i] + panel * kPanel;
+      switch (n) {
+        case 6:
+          correlate_tile<6>(d, shape.padded_dim, signals + b, to);
+          break;
+        case 5:
+          correlate_tile<5>(d, shape.padded_dim, signals + b, to);
+          break;
+        case 4:
+          correlate_tile<4>(d, shape.padded_dim, signals + b, to);
+          break;
+        case 3:
+          correlate_tile<3>(d, shape.padded_dim, signals + b, to);
+          break;
+        case 2:
+          correlate_tile<2>(d, shape.padded_dim, signals + b, to);
+          break;
+        default:
+          correlate_tile<1>(d, shape.padded_dim, signals + b, to);
+          break;
+      }
+    }
+  }
+}
+
+inline void gram_rows(const PursuitShape& shape,
+                      const PreparedAtoms& atoms,
+                      const float* const* rows,
+                      int first,
+                      int count,
+                      void*) {
+  float* out[kPanel];
+  for (int i = 0; i < count; ++i)
+    out[i] = static_cast<float*>(atoms.gram) + size(first + i) * size(shape.padded_atoms);
+  correlate(shape, atoms, rows, nullptr, count, out, nullptr);
+}
+
+template <bool kFullOls>
+inline void gram_step(const PursuitShape& shape, const GramStep& step) {
+  const float* gram = static_cast<const float*>(step.gram_row);
+  const Vec a = splat(step.amplitude), inverse = splat(step.inverse_nu);
+  constexpr int kStep = kLanes == 16 ? 16 : 8;  // vectors held in registers
+  for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
+    Vec best{};
+    float* const rows =
+        static_cast<float*>(step.rows) + size(chunk) * size(shape.max_atoms) * kChunkAtoms;
+    for (int first = 0; first < kChunkAtoms && n < shape.padded_atoms; first += kStep * kLanes) {
+      const int left = (shape.padded_atoms - n) / kLanes, vectors = left < kStep ? left : kStep;
+      Vec acc[kStep];
+      if (vectors == kStep) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kStep; ++v) acc[v] = load(gram + n + v * kLanes);
+        const float* row = rows + first;
+        for (int i = 0; i < step.k; ++i, row += kChunkAtoms) {
+          const Vec c = splat(step.column[i]);
+#pragma GCC unroll 16
+          for (int v = 0; v < kStep; ++v) acc[v] -= c * load(row + v * kLanes);
+        }
+      } else {
+        for (int v = 0; v < vectors; ++v) {
+          acc[v] = load(gram + n + v * kLanes);
+          const float* row = rows + first + v * kLanes;
+          for (int i = 0; i < step.k; ++i, row += kChunkAtoms)
+            acc[v] -= splat(step.column[i]) * load(row);
+        }
+      }
+      float* const added = rows + step.k * kChunkAtoms + first;
+      const auto finish = [&](int v) {
+        const int offset = v * kLanes;
+        const Vec q = acc[v] * inverse;
+        if (step.keep) store(added + offset, q);
+        const Vec p = load(step.correlations + n + offset) - a * q;
+        store(step.correlations + n + offset, p);
+        if constexpr (kFullOls) {
+          const Vec spread = load(step.spread + n + offset) - q * q;
+          store(step.spread + n + offset, spread);
+          best = max(best, vector_bound(p, spread, step.error_p, step.error_n));
+        } else {
+          best = max(best, abs(p));
+        }
+      };
+      if (vectors == kStep) {
+#pragma GCC unroll 16
+        for (int v = 0; v < kStep; ++v) finish(v);
+      } else {
+        for (int v = 0; v < vectors; ++v) finish(v);
+      }
+      n += vectors * kLanes;
+    }
+    store(step.group_best + chunk * kLanes, best);
+  }
+}
+
+}  // namespace
+}  // namespace lexico::kernels::cpu
