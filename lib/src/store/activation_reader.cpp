@@ -15,6 +15,7 @@
 #include "check.h"
 #include "half.h"
 #include "hdf5_handles.h"
+#include "heap_check.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
 
@@ -223,7 +224,9 @@ struct ActivationReader::Impl {
   }
 
   ActivationInfo check_shard(std::size_t index) {
-    const ActivationInfo own = store::read_info(shard(index).file.get());
+    OpenShard& own_file = shard(index);
+    store::check_text_heaps(files[index]);
+    const ActivationInfo own = store::read_info(own_file.file.get());
     if (!own.complete)
       throw IoError("is not complete: its writing was interrupted (resume or repeat it)");
     const auto rows = static_cast<hsize_t>(own.num_tokens * own.kv_heads);
