@@ -268,7 +268,7 @@ bool parse_command_line(const ProgramInfo& program,
     } else {
       flag = app.add_option_function<std::vector<std::string>>(
           names, [](const std::vector<std::string>&) {}, help);
-      if (option.shape == Option::Shape::kScalar) flag->expected(1);
+      if (option.shape == Option::Shape::kScalar) flag->expected(1)->take_last();
       flag->type_name(option.shape == Option::Shape::kList ? "VALUE..." : "VALUE");
     }
     flags.emplace_back(option.key, flag);
@@ -311,7 +311,8 @@ bool parse_command_line(const ProgramInfo& program,
     if (flag->count() == 0) continue;
     Option& option = find_option(options, key, "");
     std::vector<std::string> texts = flag->results();
-    if (option.shape == Option::Shape::kFlag) texts = {texts.back()};
+    if (option.shape != Option::Shape::kList)
+      texts = {texts.back()};  // said twice: the last counts
     assign(option, texts, flag_of(key) + ": ");
   }
   for (const std::string& text : sets) assign_set(options, text);

@@ -1,0 +1,268 @@
+"""lexico-train as its user meets it: the real binary on small files, what it leaves behind, and what it says to bad input."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+import activations  # noqa: E402
+
+TRAIN = str(Path(os.environ["LEXICO_BIN"]) / "lexico-train")
+SMALL = ["--num-atoms", "48", "--sparsity", "3", "--vectors", "20000", "--batch-size", "256", "--validation-vectors", "500"]
+
+
+def run(*arguments, code=0, **options):
+    done = subprocess.run([TRAIN, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "internal error" not in done.stderr
+    return done
+
+
+def fails(code, message, *arguments, **options):
+    done = run(*arguments, code=code, **options)
+    assert message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3, done.stderr  # one line, warnings aside
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return activations.write(tmp_path_factory.mktemp("data") / "activations.h5")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    return out, run("--data", data, "--output", out, *SMALL)
+
+
+def atoms(folder):
+    return load_file(folder / "dictionary.safetensors")
+
+
+def test_a_run_leaves_all_its_files_and_nothing_else(finished):
+    out, done = finished
+    names = {p.name for p in out.iterdir()}
+    events = {n for n in names if n.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert names - events == {"config.yaml", "run.json", "metrics.jsonl", "metrics.csv", "checkpoints", "dictionary.safetensors",
+                              "dictionary.pt", "path_to_dictionary.json", "report.json", "report.csv", "report.html"}  # fmt: skip
+    assert "s=3" in done.stdout.strip().splitlines()[-1]  # the verdict comes last
+
+
+def test_python_reads_both_dictionaries_and_they_agree(finished):
+    out, _ = finished
+    published = torch.load(out / "dictionary.pt", weights_only=True)
+    assert published.dtype == torch.float32 and published.shape == (4, 16, 48)
+    with safe_open(out / "dictionary.safetensors", "np") as file:
+        assert set(file.keys()) == {f"layers.{l:02d}.{k}.atoms" for l in (0, 1) for k in ("keys", "values")}
+        metadata = file.metadata()
+        for layer in (0, 1):
+            for row, kind in enumerate(("keys", "values")):
+                tensor = file.get_tensor(f"layers.{layer:02d}.{kind}.atoms")
+                assert np.allclose(np.linalg.norm(tensor, axis=1), 1, atol=1e-5)
+                assert np.array_equal(published[2 * layer + row].numpy().T, tensor)
+    assert metadata["model"] == "org/tiny" and metadata["sparsity"] == "3" and metadata["recipe"] == "sgd"
+    assert json.loads((out / "path_to_dictionary.json").read_text()) == {"org_tiny_N_48_s_3": "dictionary.pt"}
+
+
+def test_held_out_errors_in_the_report_are_those_of_an_independent_pursuit(data, finished):
+    import h5py
+    from sklearn.linear_model import orthogonal_mp
+
+    out, _ = finished
+    rows = [r for r in csv.DictReader((out / "report.csv").open()) if r["sparsity"] == "3"]
+    assert len(rows) == 4
+    with h5py.File(data) as file:
+        for row in rows:
+            layer, kind = int(row["layer"]), row["kind"]
+            X = file[f"layers/{layer:02d}/{kind}"][-500:].astype(np.float64)
+            D = atoms(out)[f"layers.{layer:02d}.{kind}.atoms"].astype(np.float64)
+            R = X - orthogonal_mp(D.T, X.T, n_nonzero_coefs=3).T @ D
+            error = (np.linalg.norm(R, axis=1) / np.linalg.norm(X, axis=1)).mean()
+            assert float(row["mean"]) == pytest.approx(error, rel=0.01)
+            assert error < 0.35  # it has learnt something: random atoms give 0.7
+
+
+def test_metrics_fall_and_are_the_same_in_jsonl_and_csv(finished):
+    out, _ = finished
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    table = list(csv.DictReader((out / "metrics.csv").open()))
+    assert len(lines) == len(table) == 79
+    assert [float(r["loss"]) for r in table] == [l["loss"] for l in lines]
+    assert float(table[-1]["layer01_values"]) == lines[-1]["relative_errors"][3]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_tensorboard_reads_the_events(finished):
+    """The framing and the checksums, by the definitions of TFRecord (length, crc, data, crc)."""
+    path = next(finished[0].glob("events.out.tfevents.*"))
+    raw, at, records = path.read_bytes(), 0, []
+
+    def crc32c(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = (crc >> 1) ^ (0x82F63B78 & -(crc & 1))
+        crc ^= 0xFFFFFFFF
+        return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+    assert crc32c(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    while at < len(raw):
+        length = int.from_bytes(raw[at : at + 8], "little")
+        data = raw[at + 12 : at + 12 + length]
+        assert int.from_bytes(raw[at + 8 : at + 12], "little") == crc32c(raw[at : at + 8])
+        assert int.from_bytes(raw[at + 12 + length : at + 16 + length], "little") == crc32c(data)
+        records.append(data)
+        at += 16 + length
+    assert b"brain.Event:2" in records[0]
+    assert sum(b"Loss/train" in r for r in records) == 79
+    assert sum(b"RelativeReconstructionError/eval" in r for r in records) == 1
+
+
+def test_config_written_by_a_run_gives_the_same_dictionary(data, finished, tmp_path):
+    out, _ = finished
+    run("-c", out / "config.yaml", "--output", tmp_path / "again", "--threads", "1")
+    assert (tmp_path / "again" / "dictionary.pt").read_bytes() == (out / "dictionary.pt").read_bytes()
+
+
+def test_chosen_layers_and_kinds_give_no_published_file_and_say_so(data, tmp_path):
+    done = run("--data", data, "-o", tmp_path / "r", *SMALL, "--layers", "1", "--kinds", "values", "--recipe", "lexico",
+               "--vectors", "2000")  # fmt: skip
+    assert list(atoms(tmp_path / "r")) == ["layers.01.values.atoms"]
+    assert not (tmp_path / "r" / "dictionary.pt").exists()
+    assert "no dictionary.pt" in done.stderr
+
+
+def test_registry_is_merged(data, tmp_path):
+    registry = tmp_path / "path_to_dictionary.json"
+    registry.write_text('{"other_N_1_s_1": "other.pt"}')
+    run("--data", data, "-o", tmp_path / "r", *SMALL, "--vectors", "2000", "--registry", registry)
+    assert json.loads(registry.read_text()) == {"other_N_1_s_1": "other.pt", "org_tiny_N_48_s_3": "r/dictionary.pt"}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_cut_off_and_resumed_ends_with_the_same_bytes(data, tmp_path, how):
+    settings = [*SMALL[:-2], "--validation-vectors", "500", "--vectors", "150000", "--checkpoint-seconds", "0.05"]
+    run("--data", data, "-o", tmp_path / "whole", *settings)
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([TRAIN, "--data", data, "-o", cut, *settings], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not list(cut.glob("checkpoints/*.safetensors")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(how)
+    stderr = process.communicate(timeout=60)[1]
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == (-9 if how == signal.SIGKILL else 75), stderr
+    assert not (cut / "dictionary.safetensors").exists()
+    if how != signal.SIGKILL:
+        assert "--resume" in stderr
+    fails(2, "--resume", "--data", data, "-o", cut, *settings)  # what is there is not overwritten unasked
+    run("--data", data, "-o", cut, *settings, "--resume")
+    assert (cut / "dictionary.pt").read_bytes() == (tmp_path / "whole" / "dictionary.pt").read_bytes()
+    a, b = ([json.loads(l)["step"] for l in (f / "metrics.jsonl").read_text().splitlines()] for f in (tmp_path / "whole", cut))
+    assert b == sorted(set(b)) and a[-1] == b[-1]
+    assert len(list((cut / "checkpoints").iterdir())) <= 2
+
+
+def test_a_damaged_checkpoint_is_left_out_and_the_older_one_taken(data, finished, tmp_path):
+    out = tmp_path / "r"
+    run("--data", data, "-o", out, *SMALL, "--checkpoint-seconds", "0.001")
+    newest, older = sorted((out / "checkpoints").iterdir(), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:-50])
+    done = run("--data", data, "-o", out, *SMALL, "--resume")
+    assert "damaged checkpoint" in done.stderr and newest.name in done.stderr
+    assert (out / "dictionary.pt").read_bytes() == (finished[0] / "dictionary.pt").read_bytes()
+
+
+def test_resuming_with_other_settings_is_refused_and_the_setting_named(data, finished):
+    fails(2, "learning_rate", "--data", data, "-o", finished[0], *SMALL, "--resume", "--learning-rate", "0.5")
+
+
+def test_overwrite_starts_again_but_only_in_a_run_folder(data, tmp_path):
+    out = tmp_path / "r"
+    for extra in ([], ["--overwrite"]):
+        run("--data", data, "-o", out, *SMALL, "--vectors", "2000", *extra)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    fails(2, "holds other files", "--data", data, "-o", tmp_path / "mine", *SMALL, "--overwrite")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_dry_run_writes_nothing_and_json_is_json(data, tmp_path):
+    plan = json.loads(run("--data", data, "-o", tmp_path / "r", *SMALL, "--dry-run", "--json").stdout)
+    assert plan["dictionaries"] == 4 and plan["steps"] == 79 and plan["vectors_in_data"] == 5500
+    assert "Plan" in run("--data", data, "-o", tmp_path / "r", *SMALL, "--dry-run").stdout
+    assert not (tmp_path / "r").exists()
+    report = json.loads(run("--data", data, "-o", tmp_path / "r", *SMALL, "--vectors", "2000", "--json").stdout)
+    assert "verdict" in report
+
+
+def test_vectors_with_nan_are_left_out_and_said(tmp_path):
+    def spoil(layer, kind, vectors):
+        if layer == 1 and kind == "keys":
+            vectors[::100] = np.nan
+        return vectors
+
+    data = activations.write(tmp_path / "nan.h5", change=spoil)
+    done = run("--data", data, "-o", tmp_path / "r", *SMALL)
+    assert "NaN" in done.stderr
+    assert all(np.isfinite(a).all() for a in atoms(tmp_path / "r").values())
+    all_bad = activations.write(tmp_path / "bad.h5", change=lambda l, k, v: v * np.nan)
+    fails(3, "NaN", "--data", all_bad, "-o", tmp_path / "s", *SMALL)
+
+
+def test_help_version_and_print_config():
+    assert "Exit codes" in run("--help").stdout
+    assert run("--version").stdout.startswith("lexico-train ")
+    assert "num_atoms: 7" in run("--print-config", "--num-atoms", "7").stdout
+
+
+def test_bad_input_is_named_and_has_its_exit_code(data, tmp_path):
+    out = ["-o", tmp_path / "r"]
+    fails(2, "data is missing", *out)
+    fails(2, "output is missing", "--data", data)
+    fails(3, "missing.h5", "--data", tmp_path / "missing.h5", *out)
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(Path(data).read_bytes()[:20000])
+    fails(3, "broken.h5", "--data", broken, *out)
+    text = tmp_path / "text.h5"
+    text.write_text("not HDF5")
+    fails(3, "text.h5", "--data", text, *out)
+    fails(2, "sparsity is 9, must be in [1, num_atoms = 8]", "--data", data, *out, "--num-atoms", "8", "--sparsity", "9")
+    fails(2, "sparsity is 17, must be at most head_dim = 16", "--data", data, *out, "--num-atoms", "48", "--sparsity", "17")
+    fails(2, "layer 2 does not exist", "--data", data, *out, "--layers", "0,2")
+    fails(2, "recipe is 'magic'", "--data", data, *out, "--recipe", "magic")
+    fails(2, "'--num-atom'; the nearest flag is '--num-atoms'", "--data", data, *out, "--num-atom", "3")
+    fails(2, "device is 'tpu'", "--data", data, *out, "--device", "tpu")
+    config = tmp_path / "c.yaml"
+    config.write_text("recipe: sgd\nsparcity: 4\n")
+    fails(2, "c.yaml:2: unknown key 'sparcity'; the nearest is 'sparsity'", "-c", config, "--data", data, *out)
+    other = activations.write(tmp_path / "other.h5", dim=8)
+    fails(3, "head_dim", "--data", data, "--validation-data", other, *out, *SMALL)
+    fails(3, "too few", "--data", activations.write(tmp_path / "few.h5", tokens=3), *out, *SMALL)
+    assert not (tmp_path / "r").exists()
+    fails(2, "is not a folder", "--data", data, "-o", data, *SMALL)
+    fails(4, "/proc/nowhere", "--data", data, "-o", "/proc/nowhere", *SMALL)
+
+
+def test_a_full_disk_is_said_and_leaves_no_dictionary(data, tmp_path):
+    out = tmp_path / "r"
+    # The shell's file size limit stands in for a full disk: writes beyond it fail.
+    done = subprocess.run(["bash", "-c", 'ulimit -f 20; trap "" XFSZ; exec "$0" "$@"', TRAIN, "--data", data, "-o", out, *SMALL],
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "cannot write" in done.stderr
+    assert not list(out.rglob("*.partial")) and not (out / "dictionary.safetensors").exists()

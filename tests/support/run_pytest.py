@@ -1,0 +1,14 @@
+"""Runs one pytest file; exits with 77 (skipped) and says why where a package is missing."""
+
+import importlib.util
+import sys
+
+missing = [name for name in ("pytest", "h5py", "numpy", "safetensors", "torch") if not importlib.util.find_spec(name)]
+if missing:
+    print(f"skipped: {sys.executable} has no {', '.join(missing)}; run scripts/setup")
+    sys.exit(77)
+
+import pytest  # noqa: E402
+
+sys.dont_write_bytecode = True
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
