@@ -14,7 +14,7 @@ import train_demo_model
 
 DEMO = ROOT / "data/demo"
 TINY = ["--layers", "2", "--hidden", "32", "--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--mlp", "48",
-        "--vocab", "300", "--length", "32", "--batch", "4", "--autocast", "none"]  # fmt: skip
+        "--vocab", "300", "--length", "32", "--batch", "4", "--autocast", "none", "--threads", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_training_refuses_bad_input(tmp_path, call):
 
 
 def sample(call, trained, path, *more):
-    code, out, err = call(sample_text, trained / "m", path, "--bytes", "2000", "--max-tokens", "40", "--batch", "8", *more)
+    limits = ["--bytes", "2000", "--max-tokens", "40", "--batch", "8", "--threads", "1"]
+    code, out, err = call(sample_text, trained / "m", path, *limits, *more)
     assert code == 0, err
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
