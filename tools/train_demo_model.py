@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from lexico_cli import USAGE, ToolError, bounded_float, bounded_int, one_line, run  # noqa: E402
+from lexico_cli import USAGE, ToolError, bounded_float, bounded_int, one_line, quiet_libraries, run  # noqa: E402
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -211,6 +211,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
+    quiet_libraries()
     check_folder(options.out, options.overwrite)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
