@@ -12,24 +12,37 @@ namespace lexico {
 /// What `lexico.json` in a model file says ("lexico-model 1"; docs/formats.md).
 struct ModelInfo {
   std::string name;
+  std::string dtype;  ///< of the model's arithmetic, as it says
   int layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, max_positions = 0;
-  std::int32_t bos_id = -1;             ///< -1: none
-  std::string rope_kind;                ///< "default", ... ; "none" when the model has no RoPE
-  std::vector<double> inverse_frequencies;  ///< one per rotated pair; per layer in `layer_inverse_frequencies` if they differ
-  double attention_scaling = 1.0;       ///< the factor RoPE puts on cos and sin
-  std::string rope_layout = "half";     ///< "half": dims i and i + r/2 rotate together; "interleaved": 2i and 2i + 1
-  std::string tokenizer_sha256;         ///< empty: not known
-  bool has_queries = false;             ///< the file also has the method `queries`
+  std::int32_t bos_id = -1;  ///< -1: none
+  bool add_bos = false;      ///< whether the model expects sequences to start with it
+  std::string rope_kind;     ///< "default", ... ; "none" when the model has no RoPE
+  int rotary_dim =
+      0;  ///< the first dimensions of a head, which RoPE rotates; the others it leaves alone
+  std::vector<double> inverse_frequencies;  ///< one per rotated pair; empty if the layers differ
+  std::vector<std::vector<double>> layer_inverse_frequencies;  ///< per layer, if they differ
+  double attention_scaling = 1.0;  ///< the factor RoPE puts on cos and sin
+  std::string rope_layout =
+      "half";  ///< "half": dims i and i + r/2 rotate together; "interleaved": 2i and 2i + 1
+  std::string tokenizer_sha256;  ///< empty: not known
+  bool has_queries = false;      ///< the file also has the method `queries`
 };
 
-/// Keys and values of a batch of sequences, float32, [layers, batch, kv_heads, length, head_dim], keys after RoPE.
+/// Reads the text of a `lexico.json`; keys it does not know are left aside.
+/// @param where  put before every message, usually the file's name.
+/// @throws IoError naming the key, its value and what it must be.
+ModelInfo parse_model_info(const std::string& json, const std::string& where);
+
+/// Keys and values of a batch of sequences, float32, [layers, batch, kv_heads, length, head_dim],
+/// keys after RoPE.
 struct CacheBatch {
   std::int64_t batch = 0, length = 0;
   std::vector<float> keys, values;
   std::vector<float> queries;  ///< empty, or [layers, batch, heads, length, head_dim], after RoPE
 };
 
-/// A TorchScript language model written by tools/export_model.py. libtorch stays behind this header.
+/// A TorchScript language model written by tools/export_model.py. libtorch stays behind this
+/// header.
 class LanguageModel {
  public:
   /// @param device  "cpu", "cuda", "cuda:1", or "auto".
@@ -40,16 +53,37 @@ class LanguageModel {
   LanguageModel(LanguageModel&&) noexcept;
 
   const ModelInfo& info() const;
-  /// @param ids  [batch, length], every id in [0, vocab). @throws InvalidArgument naming the first bad id.
-  /// @throws IoError if the model fails or returns other shapes than its lexico.json promises.
-  void forward(const std::int32_t* ids, std::int64_t batch, std::int64_t length, bool with_queries, CacheBatch& out);
+  /// @param ids  [batch, length], every id in [0, vocab), length <= max_positions.
+  /// @param with_queries  also fill `out.queries`; needs `info().has_queries`.
+  /// @throws InvalidArgument naming the first bad id, or the length and its bound.
+  /// @throws IoError if the model fails or returns other shapes than its lexico.json promises;
+  /// ResourceError if memory
+  ///         does not suffice.
+  void forward(const std::int32_t* ids,
+               std::int64_t batch,
+               std::int64_t length,
+               bool with_queries,
+               CacheBatch& out);
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
-/// Undoes RoPE in place on `rows` vectors; row i is at position positions[i].
-void undo_rope(const ModelInfo& info, int layer, float* vectors, const std::int32_t* positions, std::int64_t rows);
+/// Undoes RoPE in place on `rows` vectors of `head_dim`; row i is at position positions[i] >= 0.
+/// Keys and queries alike. A model without RoPE: nothing happens. @throws InvalidArgument if there
+/// is no such layer.
+void undo_rope(const ModelInfo& info,
+               int layer,
+               float* vectors,
+               const std::int32_t* positions,
+               std::int64_t rows);
+
+/// Adds to `sums` [layers, kv_heads, head_dim, head_dim] the q q^T of all tokens and of all query
+/// heads that share the KV head.
+void add_query_products(const ModelInfo& info, const CacheBatch& cache, std::vector<double>& sums);
+
+/// Of the libtorch in use.
+std::string torch_version();
 
 }  // namespace lexico

@@ -35,7 +35,9 @@ class AddedTokenFinder {
       std::size_t start = found.start, end = found.end;
       if (!widen(text, done, start, end, *found.token)) continue;
       if (done < start) use_text(text.substr(done, start - done));
-      use_token(found.token->id);
+      // Not where the token before has taken all of this one's characters along, if they are
+      // spaces.
+      if (start < end) use_token(found.token->id);
       done = end;
     }
     if (done < text.size()) use_text(text.substr(done));

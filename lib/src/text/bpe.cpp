@@ -6,6 +6,8 @@
 #include <limits>
 #include <queue>
 
+#include "lexico/error.h"
+
 namespace lexico::text {
 namespace {
 
@@ -19,8 +21,8 @@ std::size_t hash_of(std::uint64_t x) {  // the finalizer of splitmix64
   return x ^ (x >> 31);
 }
 
-constexpr int kShortWord =
-    48;  // bytes; beyond, a heap beats looking through all pairs for each merge
+// In bytes; beyond, a heap beats looking through all pairs for each merge.
+constexpr int kShortWord = 48;
 constexpr std::uint32_t kNoRank = std::numeric_limits<std::uint32_t>::max();
 
 }  // namespace
@@ -102,54 +104,43 @@ void Bpe::merge_short(std::int32_t* symbols, int& num_symbols) const {
   }
 }
 
-/// The same with a linked list and a heap of candidates, some of them outdated.
+/// The same with a linked list and a heap of candidates: rank, then place of the left symbol. One
+/// whose pair has changed since has another rank.
 void Bpe::merge_long(std::vector<std::int32_t>& symbols) const {
-  constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
-  struct Candidate {
-    std::uint32_t rank;
-    std::size_t left;
-    std::int32_t left_id, right_id, merged;
-    bool operator>(const Candidate& other) const {
-      return rank != other.rank ? rank > other.rank : left > other.left;
-    }
-  };
-  const std::size_t count = symbols.size();
-  std::vector<std::size_t> previous(count), next(count);
-  for (std::size_t i = 0; i < count; ++i) {
+  constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
+  if (symbols.size() >= kNone) {
+    throw ResourceError("a word of " + std::to_string(symbols.size()) + " bytes is too long");
+  }
+  const auto count = static_cast<std::uint32_t>(symbols.size());
+  std::vector<std::uint32_t> previous(count), next(count);
+  for (std::uint32_t i = 0; i < count; ++i) {
     previous[i] = i == 0 ? kNone : i - 1;
     next[i] = i + 1 == count ? kNone : i + 1;
   }
-  std::vector<Candidate> candidates;
-  candidates.reserve(count);
-  const auto candidate_at = [&](std::size_t left, Candidate& candidate) {
-    const Entry* merge = find(symbols[left], symbols[next[left]]);
-    if (merge == nullptr) return false;
-    candidate = {merge->rank, left, symbols[left], symbols[next[left]], merge->merged};
-    return true;
+  const auto merge_at = [&](std::uint32_t left) {
+    return next[left] == kNone ? nullptr : find(symbols[left], symbols[next[left]]);
   };
-  Candidate candidate;
-  for (std::size_t i = 0; i + 1 < count; ++i) {
-    if (candidate_at(i, candidate)) candidates.push_back(candidate);
-  }
-  std::priority_queue heap(std::greater<Candidate>(), std::move(candidates));
+  std::priority_queue<std::uint64_t, std::vector<std::uint64_t>, std::greater<>> heap;
+  const auto add_candidate = [&](std::uint32_t left) {
+    if (const Entry* merge = merge_at(left)) heap.push(std::uint64_t{merge->rank} << 32 | left);
+  };
+  for (std::uint32_t i = 0; i < count; ++i) add_candidate(i);
   while (!heap.empty()) {
-    const Candidate best = heap.top();
+    const auto rank = static_cast<std::uint32_t>(heap.top() >> 32);
+    const auto left = static_cast<std::uint32_t>(heap.top());
     heap.pop();
-    const std::size_t left = best.left, right = next[left];
-    if (right == kNone || symbols[left] != best.left_id || symbols[right] != best.right_id)
-      continue;
-    symbols[left] = best.merged;
-    symbols[right] = -1;
+    const Entry* merge = merge_at(left);
+    if (merge == nullptr || merge->rank != rank) continue;
+    const std::uint32_t right = next[left];
+    symbols[left] = merge->merged;
     next[left] = next[right];
-    next[right] = kNone;
-    if (next[left] != kNone) {
-      previous[next[left]] = left;
-      if (candidate_at(left, candidate)) heap.push(candidate);
-    }
-    if (previous[left] != kNone && candidate_at(previous[left], candidate)) heap.push(candidate);
+    next[right] = kNone;  // it is no pair's left symbol any more
+    if (next[left] != kNone) previous[next[left]] = left;
+    add_candidate(left);
+    if (previous[left] != kNone) add_candidate(previous[left]);
   }
   std::size_t num_left = 0;
-  for (std::size_t i = 0; i != kNone; i = next[i]) symbols[num_left++] = symbols[i];
+  for (std::uint32_t i = 0; i != kNone; i = next[i]) symbols[num_left++] = symbols[i];
   symbols.resize(num_left);
 }
 

@@ -19,8 +19,13 @@ constexpr char kSpace[] =
 constexpr char kNotSpace[] =
     R"(\x00-\x08\x0E-\x1F\x21-\x84\x86-\x9F\xA1-\x{167F}\x{1681}-\x{1FFF}\x{200B}-\x{2027})"
     R"(\x{202A}-\x{202E}\x{2030}-\x{205E}\x{2060}-\x{2FFF}\x{3001}-\x{10FFFF})";
-constexpr char kWord[] = R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\xB2\xB3\xB9\xBC-\xBE\x{24B6}-\x{24E9})"
-                         R"(\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+// Oniguruma's \w has six superscripts and fractions of Latin-1 more when it stands outside [...].
+#define LEXICO_WORD                                  \
+  R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9})" \
+  R"(\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})"
+constexpr char kWordInClass[] = LEXICO_WORD;
+constexpr char kWord[] = LEXICO_WORD R"(\xB2\xB3\xB9\xBC-\xBE)";
+#undef LEXICO_WORD
 constexpr char kHex[] = "0-9A-Fa-f";
 
 /// Rewrites one pattern, left to right.
@@ -225,7 +230,7 @@ class Translator {
       case 'S':
         return put(kNotSpace);
       case 'w':
-        return put(kWord);
+        return put(kWordInClass);
       case 'h':
         return put(kHex);
       case 'b':

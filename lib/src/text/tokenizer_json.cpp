@@ -274,7 +274,8 @@ void read_pre_tokenizer(const Field& field,
     step.behavior = read_behavior(field["behavior"]);
     step.invert = field["invert"].boolean();
   } else if (type == "Digits") {
-    step.pattern = Regex::from_oniguruma(R"(\p{N})");
+    // This step knows the digits of Unicode 17, unlike the patterns.
+    step.pattern = Regex::from_oniguruma(R"([\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}])");
     step.behavior = field["individual_digits"].boolean() ? PreTokenizeStep::Behavior::kIsolated
                                                          : PreTokenizeStep::Behavior::kContiguous;
   } else {

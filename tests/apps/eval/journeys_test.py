@@ -1,0 +1,376 @@
+"""lexico-eval as its user meets it: the real binary on small files, the numbers it finds, and what it says to bad input."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import activations  # noqa: E402
+
+EVAL = str(Path(os.environ["LEXICO_BIN"]) / "lexico-eval")
+LAYERS, DIM, ATOMS = 2, 16, 48
+
+
+def run(*arguments, code=0, **options):
+    done = subprocess.run([EVAL, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "internal error" not in done.stderr
+    return done
+
+
+def fails(code, *messages, arguments, **options):
+    done = run(*arguments, code=code, **options)
+    last = done.stderr.strip().splitlines()[-1]
+    for message in messages:
+        assert str(message) in last, done.stderr
+    assert done.stdout == ""
+
+
+def report_of(*arguments, **options):
+    return json.loads(run(*arguments, "--json", **options).stdout)
+
+
+def rows_of(report, **wanted):
+    return [row for row in report["rows"] if all(row[key] == value for key, value in wanted.items())]
+
+
+def unit_atoms(rng, layers=LAYERS, dim=DIM, atoms=ATOMS):
+    made = rng.standard_normal((2 * layers, atoms, dim))
+    return (made / np.linalg.norm(made, axis=2, keepdims=True)).astype(np.float32)
+
+
+def write_dictionaries(folder, layers=LAYERS, dim=DIM, atoms=ATOMS, seed=1, **metadata):
+    """The same atoms in both file formats."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = unit_atoms(np.random.default_rng(seed), layers, dim, atoms)
+    tensors = {f"layers.{i // 2:02d}.{'values' if i % 2 else 'keys'}.atoms": made[i] for i in range(2 * layers)}
+    save_file(tensors, folder / "dictionary.safetensors",
+              metadata={"format": "lexico-dictionary 1", "key_stage": "post_rope", "model": "org/tiny", "model_sha256": "0" * 64, **metadata})  # fmt: skip
+    torch.save(torch.from_numpy(made).transpose(1, 2).contiguous(), folder / "dictionary.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    write_dictionaries(folder / "run")
+    activations.write(folder / "wiki.h5", tokens=1500, dim=DIM)
+    activations.write(folder / "code.h5", tokens=700, dim=DIM, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(home):
+    return report_of("--dictionary", home / "run", "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8")
+
+
+@pytest.mark.parametrize("max_vectors", [0, 1000])
+def test_errors_are_those_of_scikit_learn(home, max_vectors):
+    pytest.importorskip("sklearn")
+    import check_with_sklearn
+
+    found = report_of("--dictionary", home / "run/dictionary.pt", "--data", home / "wiki.h5", "--ood", home / "code.h5",
+                      "--sparsity", "2,4,8", "--max-vectors", max_vectors)  # fmt: skip
+    rows, worst = check_with_sklearn.compare(found, home / "run/dictionary.pt", max_vectors, log=lambda line: None)
+    assert rows == 2 * LAYERS * 2 * 3
+    assert worst < 1e-3
+    assert rows_of(found, coder="dictionary", dataset="wiki")[0]["vectors"] == (max_vectors or 3000)
+
+
+def test_both_dictionary_formats_and_the_run_folder_agree(home, report):
+    for path in ("run/dictionary.safetensors", "run/dictionary.pt"):
+        other = report_of("--dictionary", home / path, "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8")
+        assert other["rows"] == report["rows"]
+
+
+def test_the_report_compares_domains_baselines_and_bytes(report):
+    assert [d["name"] for d in report["datasets"]] == ["wiki", "code"]
+    assert [d["in_domain"] for d in report["datasets"]] == [True, False]
+    assert {c["role"] for c in report["coders"]} == {"dictionary", "random", "samples"}
+    assert len(report["rows"]) == 2 * LAYERS * 2 * 3 * 3
+    summary = {(s["coder"], s["sparsity"]): s for s in report["summary"]}
+    four = summary["dictionary", 4]
+    assert four["bytes_per_vector"] == 3 * 4 + 2
+    assert four["share_of_fp16"] == pytest.approx(14 / (2 * DIM))
+    keys = [r["mean"] for r in rows_of(report, coder="dictionary", dataset="wiki", kind="keys", sparsity=4)]
+    assert four["in_domain"]["keys"] == pytest.approx(np.mean(keys))
+    assert four["out_over_in"] == pytest.approx(four["out_of_domain"]["both"] / four["in_domain"]["both"])
+    for row in report["rows"]:
+        assert 0 < row["median"] < row["p99"] and 0 < row["mean"] < 1
+    assert report["weights_quantized"] is False
+
+
+def test_samples_are_not_measured_on_themselves(report):
+    for row in rows_of(report, coder="samples"):
+        left_out = 2 * (ATOMS // 2 + ATOMS // 20 + 1)
+        assert row["vectors"] == (3000 - left_out if row["dataset"] == "wiki" else 1400)
+        assert row["median"] > 0.01
+
+
+def test_too_few_samples_are_said_and_not_fatal(home, tmp_path):
+    small = activations.write(tmp_path / "small.h5", tokens=40)
+    done = run("--dictionary", home / "run", "--data", small, "--sparsity", "4", "--json")
+    found = json.loads(done.stdout)
+    assert {c["role"] for c in found["coders"]} == {"dictionary", "random"}
+    assert "No baseline of plain samples" in found["notes"][0] and "80" in found["notes"][0]
+    assert "No baseline of plain samples" in done.stderr
+
+
+def test_a_table_on_stdout_and_three_files_in_the_output(home, tmp_path):
+    done = run("--dictionary", home / "run", "--data", home / "wiki.h5", "--ood", "programs=" + str(home / "code.h5"),
+               "--sparsity", "8,4,4", "-o", tmp_path / "out")  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    assert lines[-1].startswith("s=8: relative error keys 0.") and "out of domain" in lines[-1]
+    assert "before the weights are quantized" in done.stdout and "programs*" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.csv", "report.html", "report.json"]
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    with open(tmp_path / "out/report.csv") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(found["rows"]) == 2 * LAYERS * 2 * 3 * 2
+    assert float(table[0]["mean"]) == pytest.approx(found["rows"][0]["mean"], rel=1e-6)
+    assert found["verdict"] == lines[-1]
+    assert str(home / "wiki.h5") in found["command"]
+    page = (tmp_path / "out/report.html").read_text()
+    assert found["command"].split()[0] in page and "://" not in page.replace(str(tmp_path), "")
+
+
+def test_a_folder_of_shards_and_a_glob_are_one_data_set(home, tmp_path):
+    for index in range(2):
+        activations.write(tmp_path / f"part-{index}.h5", tokens=300, seed=index, shard_index=index, shard_count=2)
+    folder = report_of("--dictionary", home / "run", "--data", tmp_path, "--sparsity", "4")
+    glob = report_of("--dictionary", home / "run", "--data", f"{tmp_path}/*.h5", "--sparsity", "4")
+    assert folder["rows"] == glob["rows"]
+    assert folder["datasets"][0]["name"] == tmp_path.name
+    assert folder["datasets"][0]["vectors_per_layer_and_kind"] == 1200
+
+
+def test_layers_narrow_the_report_and_the_result_does_not_depend_on_threads(home, report):
+    one = report_of("--dictionary", home / "run", "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8",
+                    "--layers", "1", "--threads", "1")  # fmt: skip
+    assert one["layers"] == [1]
+    assert one["rows"] == rows_of(report, layer=1)
+
+
+def test_ols_is_better_than_omp_and_a_tolerance_saves_atoms(home, report):
+    base = ["--dictionary", home / "run", "--data", home / "wiki.h5", "--no-baselines"]
+    omp = report_of(*base, "--sparsity", "8")
+    ols = report_of(*base, "--sparsity", "8", "--selection", "ols")
+    assert np.mean([r["mean"] for r in ols["rows"]]) < np.mean([r["mean"] for r in omp["rows"]])
+    assert ols["selection"] == "ols"
+    lazy = report_of(*base, "--sparsity", "8", "--tolerance", "0.4")
+    assert all(r["mean_atoms"] < 8 and r["bytes_per_vector"] < 26 and r["p99"] <= 0.45 for r in lazy["rows"])
+
+
+def test_several_dictionaries_are_compared(home, tmp_path):
+    write_dictionaries(tmp_path / "other", atoms=96, seed=3)
+    found = report_of("-d", home / "run", "-d", "wide=" + str(tmp_path / "other"), "--data", home / "wiki.h5", "--sparsity", "4")
+    assert [c["name"] for c in found["coders"]] == ["run", "wide", "samples", "random"]
+    mean = lambda name: np.mean([r["mean"] for r in rows_of(found, coder=name)])  # noqa: E731
+    assert mean("wide") < mean("run")
+
+
+def test_nan_vectors_are_counted_and_left_out(home, tmp_path):
+    def spoil(layer, kind, vectors):
+        if (layer, kind) == (1, "keys"):
+            vectors[7, 3], vectors[20, 0] = np.nan, np.inf
+        return vectors
+
+    bad = activations.write(tmp_path / "bad.h5", tokens=500, change=spoil)
+    done = run("--dictionary", home / "run", "--data", bad, "--sparsity", "4", "--json")
+    found = json.loads(done.stdout)
+    assert found["datasets"][0]["not_finite"] == 2
+    assert "layer 1 keys: 2" in found["notes"][0] and "layer 1 keys: 2" in done.stderr
+    assert rows_of(found, coder="dictionary", layer=1, kind="keys")[0]["vectors"] == 998
+    assert rows_of(found, coder="dictionary", layer=1, kind="values")[0]["vectors"] == 1000
+
+    def ruin(layer, kind, vectors):
+        return np.full_like(vectors, np.nan) if (layer, kind) == (1, "values") else vectors
+
+    ruined = activations.write(tmp_path / "ruined.h5", tokens=500, change=ruin)
+    fails(3, ruined, "layer 1 values", "NaN", arguments=["--dictionary", home / "run", "--data", ruined, "--sparsity", "4"])
+
+
+def test_zero_vectors_have_no_error(home, tmp_path):
+    zeros = activations.write(tmp_path / "zeros.h5", tokens=200, change=lambda layer, kind, vectors: vectors * 0)
+    found = report_of("--dictionary", home / "run", "--data", zeros, "--sparsity", "4")
+    assert all(r["mean"] == 0 and r["p99"] == 0 for r in rows_of(found, coder="dictionary"))
+
+
+class Toy(torch.nn.Module):
+    """Keys and values from a table by token id and position: what a model file must do, and no more."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.nn.Parameter(torch.randn(2, LAYERS, 2, 64, DIM, generator=generator))
+        self.place = torch.nn.Parameter(0.3 * torch.randn(2, LAYERS, 2, 128, DIM, generator=generator))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+        batch, length = input_ids.shape
+        out = self.table[:, :, :, input_ids.flatten()].unflatten(3, (batch, length)) + self.place[:, :, :, None, :length]
+        out = out.permute(0, 1, 3, 2, 4, 5)
+        return out[0].contiguous(), out[1].contiguous()
+
+    @torch.jit.export
+    def step(self, input_ids: torch.Tensor, past_keys: torch.Tensor, past_values: torch.Tensor):
+        keys, values = self.forward(input_ids, torch.ones_like(input_ids))
+        return torch.zeros(input_ids.shape[0], input_ids.shape[1], 64), keys, values
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "toy.pt"
+    info = {"contract": "lexico-model 1", "model": "org/tiny", "layers": LAYERS, "heads": 2, "kv_heads": 2, "head_dim": DIM, "vocab": 64,
+            "max_positions": 128, "dtype": "float32", "bos_id": 0, "rope": {"kind": "none"}, "rope_kind": "none"}  # fmt: skip
+    torch.jit.save(torch.jit.script(Toy().eval()), str(path), _extra_files={"lexico.json": json.dumps(info)})
+    return path
+
+
+def test_text_gives_the_errors_of_its_activations(home, model, tmp_path):
+    """The model runs on the fly over token ids; the same vectors through an activation file give the same report."""
+    ids = np.random.default_rng(4).integers(0, 64, 1000).astype(np.int32)
+    ids.tofile(tmp_path / "ids.bin")
+    text = report_of("--dictionary", home / "run/dictionary.pt", "--text", tmp_path / "ids.bin", "--model", model, "--bos", "none",
+                     "--sequence-length", "96", "--sparsity", "4", "--max-vectors", "0")  # fmt: skip
+    assert text["datasets"][0]["tokens"] == 1000
+    chunks = [ids[i : i + 96] for i in range(0, 1000, 96)]
+    with torch.no_grad():
+        out = [Toy()(torch.from_numpy(c)[None].long(), None) for c in chunks]
+    stacked = {k: np.concatenate([o[i][:, 0].permute(0, 2, 1, 3).reshape(LAYERS, -1, DIM).numpy() for o in out], axis=1) for i, k in enumerate(("keys", "values"))}
+    same = activations.write(tmp_path / "same.h5", tokens=1000, change=lambda layer, kind, vectors: stacked[kind][layer])
+    file = report_of("--dictionary", home / "run/dictionary.pt", "--data", same, "--sparsity", "4", "--max-vectors", "0")
+    for a, b in zip(rows_of(text, coder="dictionary"), rows_of(file, coder="dictionary")):
+        assert (a["layer"], a["kind"], a["vectors"]) == (b["layer"], b["kind"], b["vectors"])
+        assert a["mean"] == pytest.approx(b["mean"], rel=2e-3)  # float16 in the file
+    assert list(tmp_path.iterdir()).__len__() == 2  # nothing was left behind
+
+    part = report_of("--dictionary", home / "run/dictionary.pt", "--text", tmp_path / "ids.bin", "--model", model, "--bos", "none",
+                     "--sequence-length", "96", "--sparsity", "4", "--max-vectors", "500")  # fmt: skip
+    assert part["datasets"][0]["vectors_per_layer_and_kind"] == 500
+    assert "3 of 11 evenly spread sequences" in part["datasets"][0]["sampling"]
+    bos = report_of("--dictionary", home / "run/dictionary.pt", "--text", tmp_path / "ids.bin", "--model", model,
+                    "--sequence-length", "96", "--sparsity", "4")  # fmt: skip
+    assert bos["settings"]["bos"] == "always" and bos["datasets"][0]["tokens"] > 1000
+
+
+def test_text_that_cannot_be_used_is_named(home, model, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "ids.bin").write_bytes(np.array([1, 2, 99], np.int32).tobytes())
+    base = ["--dictionary", home / "run/dictionary.pt", "--sparsity", "4"]
+    fails(2, "empty.txt", "--model", "--tokenizer", arguments=[*base, "--text", tmp_path / "empty.txt"])
+    fails(3, "ids.bin", "99", arguments=[*base, "--text", tmp_path / "ids.bin", "--model", model, "--sequence-length", "8"])
+    fails(3, "no-model.pt", arguments=[*base, "--text", tmp_path / "ids.bin", "--model", tmp_path / "no-model.pt"])
+    fails(2, "128", arguments=[*base, "--text", tmp_path / "ids.bin", "--model", model])  # sequence_length 512
+    write_dictionaries(tmp_path / "narrow", dim=8)
+    fails(3, model, "head_dim is 16", "narrow", "8",
+          arguments=["-d", tmp_path / "narrow", "--sparsity", "4", "--text", tmp_path / "ids.bin", "--model", model, "--sequence-length", "8"])  # fmt: skip
+
+
+def test_inputs_that_do_not_fit_each_other_are_both_named(home, tmp_path):
+    narrow = activations.write(tmp_path / "narrow.h5", tokens=60, dim=8)
+    shallow = activations.write(tmp_path / "shallow.h5", tokens=60, layers=1)
+    deep = activations.write(tmp_path / "deep.h5", tokens=60, layers=3, model_sha256="1" * 64)
+    rotated = activations.write(tmp_path / "rotated.h5", tokens=60, key_stage="pre_rope")
+    for path, words in ((narrow, ("head_dim is 8", "has 16")), (shallow, ("has 1 layers", "of 2")), (deep, ("has 3 layers", "of 2")),
+                        (rotated, ("pre_rope", "post_rope"))):  # fmt: skip
+        fails(3, path, home / "run", *words, arguments=["--dictionary", home / "run", "--data", path, "--sparsity", "4"])
+    # Layers that were asked for by number may be a part of the model's.
+    found = report_of("--dictionary", home / "run", "--data", deep, "--sparsity", "4", "--layers", "0,1")
+    assert found["layers"] == [0, 1]
+    assert any("another model file" in note for note in found["notes"])
+
+
+def test_more_atoms_than_there_are_is_a_usage_error(home, tmp_path):
+    write_dictionaries(tmp_path / "few", atoms=6)
+    fails(2, "sparsity is 8", "6 atoms", tmp_path / "few", arguments=["--dictionary", tmp_path / "few", "--data", home / "wiki.h5", "--sparsity", "4,8"])
+    fails(2, "sparsity is 17", "head_dim 16", arguments=["--dictionary", home / "run", "--data", home / "wiki.h5", "--sparsity", "17"])
+    fails(2, "layer 7", arguments=["--dictionary", home / "run", "--data", home / "wiki.h5", "--layers", "7"])
+
+
+def test_files_that_are_missing_or_damaged_are_named(home, tmp_path):
+    data, run_folder = home / "wiki.h5", home / "run"
+    (tmp_path / "cut.h5").write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    (tmp_path / "cut.safetensors").write_bytes((run_folder / "dictionary.safetensors").read_bytes()[:1000])
+    (tmp_path / "cut.pt").write_bytes((run_folder / "dictionary.pt").read_bytes()[:1000])
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    for bad in ("cut.h5", "other.h5", "none.h5", "none-*.h5"):
+        fails(3, bad, arguments=["--dictionary", run_folder, "--data", tmp_path / bad])
+    for bad in ("cut.safetensors", "cut.pt", "none.pt", "none.safetensors"):
+        fails(3, bad, arguments=["--dictionary", tmp_path / bad, "--data", data])
+    fails(3, "dictionary.safetensors", arguments=["--dictionary", tmp_path, "--data", data])
+
+
+def test_wrong_usage_is_named(home):
+    base = ["--dictionary", home / "run", "--data", home / "wiki.h5"]
+    fails(2, "dictionary", arguments=["--data", home / "wiki.h5"])
+    fails(2, "data", arguments=["--dictionary", home / "run"])
+    fails(2, "--sparcity", "--sparsity", arguments=[*base, "--sparcity", "4"])
+    fails(2, "sparsity", "0", arguments=[*base, "--sparsity", "0,4"])
+    fails(2, "tolerance", "1.5", arguments=[*base, "--tolerance", "1.5"])
+    fails(2, "selection", arguments=[*base, "--selection", "best"])
+    fails(2, "bos", "maybe", arguments=[*base, "--bos", "maybe"])
+
+
+def test_an_output_that_exists_or_cannot_be_written(home, tmp_path):
+    base = ["--dictionary", home / "run", "--data", home / "wiki.h5", "--sparsity", "4", "--no-baselines"]
+    run(*base, "-o", tmp_path / "out")
+    fails(2, tmp_path / "out", "--overwrite", arguments=[*base, "-o", tmp_path / "out"])
+    before = json.loads((tmp_path / "out/report.json").read_text())
+    run(*base, "-o", tmp_path / "out", "--overwrite")
+    assert json.loads((tmp_path / "out/report.json").read_text())["rows"] == before["rows"]
+    (tmp_path / "file").write_text("")
+    fails(2, tmp_path / "file", arguments=[*base, "-o", tmp_path / "file"])
+    fails(4, "/dev/full", arguments=[*base, "-o", "/dev/full"])
+    fails(4, "/proc/none", arguments=[*base, "-o", "/proc/none"])
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([EVAL, *map(str, base)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 4 and "standard output" in done.stderr
+    # A file system that runs full while the report is written: what is left carries no final name.
+    limit = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))  # noqa: E731
+    done = run(*base, "-o", tmp_path / "full", code=4, preexec_fn=limit)
+    assert "report.json" in done.stderr
+    assert not (tmp_path / "full").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_nothing_and_exits_with_75(home, tmp_path, stop):
+    write_dictionaries(tmp_path / "wide", dim=64, atoms=2048)
+    activations.write(tmp_path / "long.h5", tokens=6000, dim=64)
+    command = [EVAL, "--dictionary", tmp_path / "wide", "--data", tmp_path / "long.h5", "--selection", "ols", "--sparsity", "32", "-o", tmp_path / "out"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(stop)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "stopped" in stderr and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_plans_and_writes_nothing(home, tmp_path):
+    base = ["--dictionary", home / "run", "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "4"]
+    plan = run(*base, "-o", tmp_path / "out", "--dry-run").stdout
+    assert "3,000 vectors per layer and kind" in plan and "time" in plan
+    assert not (tmp_path / "out").exists()
+    assert json.loads(run(*base, "--dry-run", "--json").stdout)["data"][1]["tokens"] == 700
+
+
+def test_a_printed_config_repeats_the_run(home, report, tmp_path):
+    base = ["--dictionary", home / "run", "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8"]
+    (tmp_path / "c.yaml").write_text(run(*base, "--print-config").stdout)
+    again = report_of("-c", tmp_path / "c.yaml")
+    assert again["rows"] == report["rows"]
