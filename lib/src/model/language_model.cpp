@@ -1,5 +1,6 @@
 #include "lexico/language_model.h"
 
+#include <ATen/Parallel.h>
 #include <torch/cuda.h>
 #include <torch/script.h>
 #include <torch/version.h>
@@ -139,7 +140,7 @@ LanguageModel::LanguageModel(const std::string& path, const std::string& device,
   impl_->path = path;
   check_readable(path);
   if (threads < 0) detail::throw_invalid("threads is ", threads, ", must be at least 0");
-  if (threads > 0) torch::set_num_threads(threads);
+  if (threads > 0) at::set_num_threads(threads);
   impl_->device = device_from(device);
   torch::jit::ExtraFilesMap extra{{"lexico.json", ""}};
   with_name(path, "cannot be read as a TorchScript model", [&] {
