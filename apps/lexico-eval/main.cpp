@@ -60,8 +60,8 @@ struct Config {
     visit(
         "bos",
         self.bos,
-        "BOS token of a text starts: always (every sequence), document, none; auto: always if the "
-        "model has one");
+        "what the BOS token starts: always (every sequence), document, none; auto: always if the "
+        "model expects it");
     visit("layers", self.layers, "layers to measure: all, or numbers like 0,2,5-7");
     visit("sparsity", self.sparsity, "numbers of atoms per vector to measure at");
     visit("max_vectors",
@@ -260,7 +260,7 @@ void load(TextTools& tools, const Config& config, const std::vector<DataSpec>& s
                 " was exported with (SHA-256 differs)");
   tools.packing.sequence_length = config.sequence_length;
   tools.packing.bos_id = info.bos_id;
-  const std::string bos = config.bos != "auto" ? config.bos : info.bos_id >= 0 ? "always" : "none";
+  const std::string bos = config.bos != "auto" ? config.bos : info.add_bos ? "always" : "none";
   tools.packing.bos = bos == "always"     ? PackOptions::Bos::kAlways
                       : bos == "document" ? PackOptions::Bos::kDocument
                                           : PackOptions::Bos::kNone;

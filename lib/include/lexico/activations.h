@@ -121,4 +121,7 @@ class ActivationWriter {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Of the HDF5 library in use.
+std::string hdf5_version();
+
 }  // namespace lexico

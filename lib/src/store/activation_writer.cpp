@@ -391,4 +391,11 @@ std::int64_t ActivationWriter::file_bytes(const ActivationInfo& info) {
          3 * (chunked(info.num_tokens, store::kChunkTokens, 4) + kDatasetHeader) + kFileHeader;
 }
 
+std::string hdf5_version() {
+  const Hdf5Session session;
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release);
+}
+
 }  // namespace lexico

@@ -1,0 +1,242 @@
+// lexico-extract: runs a language model over text and writes the keys and values of its layers to
+// HDF5.
+#include <algorithm>
+#include <future>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "common/options.h"
+#include "common/program.h"
+#include "lexico-extract/config.h"
+#include "lexico-extract/extraction.h"
+#include "lexico-extract/inputs.h"
+#include "lexico-extract/output.h"
+#include "lexico-extract/plan.h"
+#include "lexico/activations.h"
+#include "lexico/error.h"
+#include "lexico/language_model.h"
+#include "lexico/sha256.h"
+
+namespace lexico::apps {
+
+void ExtractConfig::validate() const {
+  const auto at_least = [](const char* key, std::int64_t value, std::int64_t least) {
+    if (value < least)
+      throw InvalidArgument(std::string(key) + " is " + std::to_string(value) +
+                            ", must be >= " + std::to_string(least));
+  };
+  const auto one_of =
+      [](const char* key, const std::string& value, std::initializer_list<const char*> known) {
+        std::string list;
+        for (const char* name : known) {
+          if (value == name) return;
+          list += (list.empty() ? "" : ", ") + std::string(name);
+        }
+        throw InvalidArgument(std::string(key) + " is '" + value + "', must be one of: " + list);
+      };
+  if (model.empty())
+    throw InvalidArgument("model is missing: --model FILE.pt (tools/export_model.py writes it)");
+  if (text.empty() && token_ids.empty())
+    throw InvalidArgument("text is missing: --text [name=]FILE (or --token-ids FILE)");
+  if (output.empty())
+    throw InvalidArgument("output is missing: --output FILE.h5, or a folder for shards");
+  if (resume && overwrite) throw InvalidArgument("--resume and --overwrite contradict each other");
+  at_least("sequence_length", sequence_length, 0);
+  at_least("batch_size", batch_size, 0);
+  at_least("batch_tokens", batch_tokens, 1);
+  at_least("threads", threads, 0);
+  at_least("max_vectors", max_vectors, 0);
+  at_least("shard_vectors", shard_vectors, 0);
+  one_of("bos", bos, {"auto", "always", "document", "none"});
+  one_of("dtype", dtype, {"float16", "float32"});
+  one_of("key_stage", key_stage, {"post_rope", "pre_rope"});
+}
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// As the user could type it again, less `without`.
+std::string command_line(int argc, char** argv, std::initializer_list<const char*> without) {
+  std::string text;
+  for (int i = 0; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (std::find(without.begin(), without.end(), word) != without.end()) continue;
+    const bool plain =
+        !word.empty() && word.find_first_of(" \t\n'\"\\$*?[]&;|<>()`!#~{}") == std::string::npos;
+    std::string quoted = "'";
+    for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    text += (i > 0 ? " " : "") + (plain ? word : quoted + "'");
+  }
+  return text;
+}
+
+Json describe(const Plan& plan, const Output& output) {
+  return {{"model", plan.info.model},
+          {"texts", plan.info.corpora},
+          {"output", output.path()},
+          {"files", plan.shards.size()},
+          {"sequences", plan.sequences.size()},
+          {"sequence_length", plan.info.sequence_length},
+          {"bos", plan.info.bos},
+          {"key_stage", name_of(plan.info.key_stage)},
+          {"dtype", plan.info.half ? "float16" : "float32"},
+          {"layers", plan.info.num_layers},
+          {"kv_heads", plan.info.kv_heads},
+          {"head_dim", plan.info.head_dim},
+          {"tokens", plan.num_tokens},
+          {"vectors_per_layer_and_kind", plan.num_vectors()},
+          {"vectors", plan.all_vectors()},
+          {"bytes", plan.bytes},
+          {"plan_hash", plan.info.plan_hash}};
+}
+
+int print_plan(const ExtractConfig& config,
+               LanguageModel& model,
+               const Corpus& corpus,
+               const Plan& plan,
+               const Output& output) {
+  const double seconds =
+      probe_seconds_per_token(model, corpus, plan) * static_cast<double>(plan.num_tokens);
+  const std::int64_t free = output.free_bytes();
+  if (config.json) {
+    Json json = describe(plan, output);
+    json["free_bytes"] = free;
+    json["seconds"] = seconds;
+    std::cout << json.dump(1) << "\n";
+    return 0;
+  }
+  const ActivationInfo& info = plan.info;
+  std::cout << "model    " << info.model << ": " << info.num_layers << " layers, " << info.kv_heads
+            << " KV heads of " << info.head_dim << "\n";
+  std::cout << "text     ";
+  for (std::size_t i = 0; i < info.corpora.size(); ++i)
+    std::cout << (i > 0 ? ", " : "") << info.corpora[i] << " (" << info.corpus_documents[i]
+              << " documents)";
+  std::cout << ", bos " << info.bos << "\n";
+  std::cout << "tokens   " << plan.num_tokens << " of " << corpus.ids.size() << ", in "
+            << plan.sequences.size() << " sequences of up to " << info.sequence_length << "\n";
+  std::cout << "vectors  " << plan.num_vectors() << " per layer and kind, "
+            << format_count(static_cast<double>(plan.all_vectors())) << " in all, "
+            << (info.half ? "float16" : "float32") << ", keys " << name_of(info.key_stage) << "\n";
+  std::cout << "disk     " << format_bytes(static_cast<double>(plan.bytes)) << " in "
+            << plan.shards.size() << (plan.shards.size() == 1 ? " file" : " files");
+  if (free >= 0) std::cout << ", " << format_bytes(static_cast<double>(free)) << " free";
+  std::cout << "\ntime     about " << format_duration(seconds) << "\n";
+  if (free >= 0 && free < plan.bytes)
+    std::cout << "verdict  does not fit: lower --max-vectors (" << output.path() << ")\n";
+  else
+    std::cout << "verdict  fits; run it again without --dry-run\n";
+  return 0;
+}
+
+void check_space(const Plan& plan, const Output& output, const std::vector<bool>& finished) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < finished.size(); ++i)
+    if (!finished[i]) bytes += ActivationWriter::file_bytes(plan.info_of(i));
+  const std::int64_t free = output.free_bytes();
+  if (free >= 0 && free < bytes)
+    throw ResourceError(output.path() + ": needs " + format_bytes(static_cast<double>(bytes)) +
+                        ", but " + format_bytes(static_cast<double>(free)) +
+                        " are free (--max-vectors sets a budget)");
+}
+
+std::string percent(double share) {
+  char text[16];
+  std::snprintf(text, sizeof text, "%.0f %%", 100 * share);
+  return text;
+}
+
+std::string verdict_of(const Plan& plan, const Output& output, const ExtractionResult& result) {
+  std::string text = "wrote " + format_count(static_cast<double>(plan.num_vectors())) +
+                     " vectors per layer and kind (" + std::to_string(plan.info.num_layers) +
+                     " layers, " + format_bytes(static_cast<double>(plan.bytes)) + ") to " +
+                     output.path();
+  if (result.tokens == 0) return text + " before: nothing was left to do";
+  const double rate = static_cast<double>(result.tokens) / result.seconds;
+  text += " in " + format_duration(result.seconds) + ": " + format_count(rate) + " tokens/s, ";
+  if (result.bare_tokens_per_s > 0)
+    return text + "at " + percent(rate / result.bare_tokens_per_s) +
+           " of the bare forward's speed (" + format_count(result.bare_tokens_per_s) + ")";
+  return text + percent(result.model_seconds / result.seconds) +
+         " of the time in the model's forward";
+}
+
+/// What was kept, and how to go on.
+std::string after_stop(const Plan& plan, const Output& output, const std::string& again) {
+  if (output.is_one_file())
+    return "stopped: one file is all or nothing, so nothing was kept; run it again with: " + again;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < plan.shards.size(); ++i)
+    if (std::FILE* file = std::fopen(output.file_of(i).c_str(), "rb")) {
+      ++kept;
+      std::fclose(file);
+    }
+  return "stopped: " + std::to_string(kept) + " of " + std::to_string(plan.shards.size()) +
+         " files are finished and kept; go on with: " + again + " --resume";
+}
+
+int run(int argc, char** argv) {
+  ExtractConfig config;
+  std::vector<Option> options = options_of(config);
+  ProgramInfo program;
+  program.name = "lexico-extract";
+  program.purpose =
+      "Runs a language model over text and writes the keys and values of every layer to HDF5.\n"
+      "Documents follow each other in sequences of --sequence-length tokens; where the model "
+      "expects it, the BOS token\n"
+      "starts every document and every sequence (--bos).";
+  program.examples =
+      "lexico-extract --model model.pt --text wiki=train.txt --output activations --max-vectors "
+      "4e6\n"
+      "lexico-extract --model model.pt --text chats.jsonl --field prompt --output chats.h5 "
+      "--dry-run";
+  program.extra_names = {{"output", "-o"}};
+  program.versions = "libtorch " + torch_version() + ", HDF5 " + hdf5_version();
+  if (!parse_command_line(program, options, argc, argv)) return 0;
+  config.validate();
+  watch_stop_signals();
+
+  Output output(config);
+  LanguageModel model(config.model, config.device, config.threads);
+  std::future<std::string> model_sha256 =
+      std::async(std::launch::async, sha256_of_file, config.model);  // minutes for a large one
+  const Corpus corpus = read_corpus(config, model.info());
+  const std::string again = command_line(argc, argv, {"--resume", "--overwrite"});
+  const Plan plan =
+      make_plan(config, model.info(), model_sha256.get(), corpus, again, output.is_one_file());
+  if (plan.info.key_stage == KeyStage::kPreRope && model.info().rope_kind == "none")
+    log_info(config.model + " has no RoPE: its keys are the same at both stages");
+  if (config.dry_run) return print_plan(config, model, corpus, plan, output);
+
+  const std::vector<bool> finished = output.prepare(plan);
+  check_space(plan, output, finished);
+  ExtractionResult result;
+  try {
+    result = extract(model, corpus, plan, output, finished, config.benchmark);
+  } catch (const Interrupted&) {
+    throw Interrupted(after_stop(plan, output, again));
+  }
+  const std::string verdict = verdict_of(plan, output, result);
+  if (!config.json) {
+    std::cout << verdict << "\n";
+    return 0;
+  }
+  Json json = describe(plan, output);
+  json["tokens_this_run"] = result.tokens;
+  json["seconds"] = result.seconds;
+  json["model_seconds"] = result.model_seconds;
+  json["bare_tokens_per_s"] =
+      result.bare_tokens_per_s > 0 ? Json(result.bare_tokens_per_s) : Json(nullptr);
+  json["verdict"] = verdict;
+  std::cout << json.dump(1) << "\n";
+  log_info(verdict);
+  return 0;
+}
+
+}  // namespace
+}  // namespace lexico::apps
+
+int main(int argc, char** argv) {
+  return lexico::apps::run_program("lexico-extract", [&] { return lexico::apps::run(argc, argv); });
+}
