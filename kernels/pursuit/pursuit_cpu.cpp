@@ -1,6 +1,9 @@
 // Pursuit on the CPU: chooses form and sizes, lays out the workspace, spreads blocks of signals
 // over threads. The algorithm itself is in pursuit_simd.h, compiled once per instruction set.
 #include <omp.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -55,6 +58,19 @@ std::size_t lay_out(const PursuitShape& shape,
   prepared.panels = take(level.panel_bytes(shape));
   prepared.gram = take(shape.gram ? level.gram_bytes(shape) : 0);
   return used;
+}
+
+// Rows of a Gram matrix are read at random: with small pages each costs a handful of page walks.
+void ask_for_large_pages(void* memory, std::size_t bytes) {
+#if defined(__linux__)
+  constexpr std::size_t kPage = std::size_t{2} << 20;
+  const std::size_t first = round_up(reinterpret_cast<std::size_t>(memory), kPage);
+  const std::size_t end = (reinterpret_cast<std::size_t>(memory) + bytes) / kPage * kPage;
+  if (end > first)
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // advice: may be refused
+#else
+  (void)memory, (void)bytes;
+#endif
 }
 
 bool gram_pays(const PursuitProblem& p, std::int64_t signals_to_come) {
@@ -150,6 +166,7 @@ Status pursuit(const PursuitProblem& p, const PursuitPlan& plan, void* memory, b
     level.encode(shape, atoms, block, scratch + size(thread) * plan.scratch_bytes);
   };
 
+  if (!prepared) ask_for_large_pages(memory, plan.workspace_bytes);
   for (int start = 0; start < p.num_dictionaries; start += plan.wave) {
     const int count = std::min(plan.wave, p.num_dictionaries - start);
 #pragma omp parallel num_threads(plan.threads)

@@ -37,6 +37,18 @@ inline __m512i to_int16_range(__m512 v) {
                           _mm512_set1_epi32(-32767));
 }
 
+inline VecInt load_int(const std::int32_t* from) {
+  VecInt v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+inline void store_int(std::int32_t* to, VecInt v) { __builtin_memcpy(to, &v, sizeof v); }
+// Products of pairs of 16 bit numbers, summed. (VecInt, not __m512i: GCC 12 keeps arrays of those
+// in memory.)
+inline VecInt add_products(VecInt sum, VecInt x, VecInt y) {
+  return (VecInt)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
+}
+
 inline void pack_signal(const PursuitShape& shape, const float* v, float norm, std::int16_t* to) {
   const __m512 scale = _mm512_set1_ps(norm > 0 ? kOne / norm : 0);
   for (int k = 0; k < shape.padded_dim; k += 16) {
@@ -75,29 +87,24 @@ inline void correlate_tile(const std::int32_t* panel,
                            int pairs,
                            const std::int16_t* const* signals,
                            Emit&& emit) {
-  __m512i acc[kSignals][4];
-#pragma GCC unroll 6
-  for (int b = 0; b < kSignals; ++b) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) acc[b][v] = _mm512_setzero_si512();
-  }
+  VecInt acc[kSignals][4] = {};
   for (int k = 0; k < pairs; ++k, panel += kPanel) {
-    __m512i d[4];
+    VecInt d[4];
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) d[v] = _mm512_load_si512(panel + 16 * v);
+    for (int v = 0; v < 4; ++v) d[v] = load_int(panel + 16 * v);
 #pragma GCC unroll 6
     for (int b = 0; b < kSignals; ++b) {
       std::int32_t pair;
       __builtin_memcpy(&pair, signals[b] + 2 * k, sizeof pair);
-      const __m512i x = _mm512_set1_epi32(pair);
+      const VecInt x = pair - VecInt{};
 #pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[b][v] = _mm512_dpwssd_epi32(acc[b][v], x, d[v]);
+      for (int v = 0; v < 4; ++v) acc[b][v] = add_products(acc[b][v], x, d[v]);
     }
   }
 #pragma GCC unroll 6
   for (int b = 0; b < kSignals; ++b) {
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) emit(b, v, acc[b][v]);
+    for (int v = 0; v < 4; ++v) emit(b, v, (__m512i)acc[b][v]);
   }
 }
 
@@ -179,18 +186,17 @@ inline void gram_rows(const PursuitShape& shape,
 template <bool kFullOls>
 inline void gram_step(const PursuitShape& shape, const GramStep& step) {
   const std::int16_t* gram = static_cast<const std::int16_t*>(step.gram_row);
-  const __m512 a = _mm512_set1_ps(step.amplitude), row_one = _mm512_set1_ps(kRowOne);
-  const __m512 unit = _mm512_set1_ps(step.inverse_nu * (1.0f / 536870912.0f));
+  const Vec a = splat(step.amplitude), unit = splat(step.inverse_nu * (1.0f / 536870912.0f));
   const int pairs = (step.k + 1) / 2;
   const bool odd = step.k % 2 != 0;
   std::int32_t column[128];  // -R in pairs, as 16 bit numbers
   for (int i = 0; i < pairs; ++i) {
     const auto fixed = [&](int j) {
-      return j < step.k ? static_cast<std::int32_t>(__builtin_rintf(-step.column[j] * kColumnOne))
-                        : 0;
+      return j < step.k ? static_cast<std::uint32_t>(static_cast<std::int32_t>(
+                              __builtin_rintf(-step.column[j] * kColumnOne)))
+                        : 0u;
     };
-    column[i] = static_cast<std::int32_t>((static_cast<std::uint32_t>(fixed(2 * i + 1)) << 16) |
-                                          (static_cast<std::uint32_t>(fixed(2 * i)) & 0xffffu));
+    column[i] = static_cast<std::int32_t>((fixed(2 * i + 1) << 16) | (fixed(2 * i) & 0xffffu));
   }
   constexpr int kStep = 8;  // vectors held in registers
   for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
@@ -200,54 +206,50 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
     for (int first = 0; first < kChunkAtoms && n < shape.padded_atoms; first += kStep * 16) {
       const int left = (shape.padded_atoms - n) / 16,
                 vectors = left < kStep ? left : kStep;  // 4 or 8
-      __m512i acc[kStep];
-      const auto start = [&](int v) {
-        return _mm512_slli_epi32(_mm512_cvtepi16_epi32(_mm256_loadu_si256(
-                                     reinterpret_cast<const __m256i*>(gram + n + v * 16))),
-                                 14);
-      };
       std::int32_t* const added = rows + step.k / 2 * kChunkAtoms + first;
-      const auto finish = [&](int v) {
+      const auto start = [&](int v) {
+        const __m256i values =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(gram + n + v * 16));
+        return (VecInt)_mm512_cvtepi16_epi32(values) << 14;
+      };
+      const auto finish = [&](int v, VecInt sums) {
         const int offset = v * 16;
-        const __m512 q = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[v]), unit);
+        const Vec q = (Vec)_mm512_cvtepi32_ps((__m512i)sums) * unit;
         if (step.keep) {
-          const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(q, row_one));
-          const __m512i pair =
-              odd ? _mm512_or_si512(_mm512_load_si512(added + offset), _mm512_slli_epi32(fixed, 16))
-                  : _mm512_and_si512(fixed, _mm512_set1_epi32(0xffff));
-          _mm512_store_si512(added + offset, pair);
+          const VecInt fixed = (VecInt)_mm512_cvtps_epi32((__m512)(q * kRowOne));
+          store_int(added + offset,
+                    odd ? load_int(added + offset) | (fixed << 16) : fixed & 0xffff);
         }
-        const __m512 p = _mm512_fnmadd_ps(a, q, _mm512_load_ps(step.correlations + n + offset));
-        _mm512_store_ps(step.correlations + n + offset, p);
+        const Vec p = load(step.correlations + n + offset) - a * q;
+        store(step.correlations + n + offset, p);
         if constexpr (kFullOls) {
-          const __m512 spread = _mm512_fnmadd_ps(q, q, _mm512_load_ps(step.spread + n + offset));
-          _mm512_store_ps(step.spread + n + offset, spread);
-          best = max(best, vector_bound((Vec)p, (Vec)spread, step.error_p, step.error_n));
+          const Vec spread = load(step.spread + n + offset) - q * q;
+          store(step.spread + n + offset, spread);
+          best = max(best, vector_bound(p, spread, step.error_p, step.error_n));
         } else {
-          best = max(best, abs((Vec)p));
+          best = max(best, abs(p));
         }
       };
       if (vectors == kStep) {
+        VecInt acc[kStep];
 #pragma GCC unroll 8
         for (int v = 0; v < kStep; ++v) acc[v] = start(v);
         const std::int32_t* row = rows + first;
         for (int i = 0; i < pairs; ++i, row += kChunkAtoms) {
-          const __m512i c = _mm512_set1_epi32(column[i]);
+          const VecInt c = column[i] - VecInt{};
 #pragma GCC unroll 8
-          for (int v = 0; v < kStep; ++v)
-            acc[v] = _mm512_dpwssd_epi32(acc[v], c, _mm512_load_si512(row + v * 16));
+          for (int v = 0; v < kStep; ++v) acc[v] = add_products(acc[v], c, load_int(row + v * 16));
         }
 #pragma GCC unroll 8
-        for (int v = 0; v < kStep; ++v) finish(v);
+        for (int v = 0; v < kStep; ++v) finish(v, acc[v]);
       } else {
         for (int v = 0; v < vectors; ++v) {
-          acc[v] = start(v);
+          VecInt acc = start(v);
           const std::int32_t* row = rows + first + v * 16;
           for (int i = 0; i < pairs; ++i, row += kChunkAtoms) {
-            acc[v] =
-                _mm512_dpwssd_epi32(acc[v], _mm512_set1_epi32(column[i]), _mm512_load_si512(row));
+            acc = add_products(acc, column[i] - VecInt{}, load_int(row));
           }
-          finish(v);
+          finish(v, acc);
         }
       }
       n += vectors * 16;
