@@ -95,11 +95,7 @@ void check_is_text(std::string_view text, const std::string& path) {
       static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
         return (c >= 0 && c < 32 && !(c >= '\t' && c <= '\r') && c != 27) || c == 127;
       }));
-  if (text::valid_utf8_prefix(text) < text.size()) {
-    std::size_t num_invalid = 0;
-    text::replace_invalid_utf8(text, num_invalid);
-    num_odd += num_invalid;
-  }
+  num_odd += text::count_invalid_utf8(text);
   constexpr std::size_t kAlwaysAllowed = 16;
   if (num_odd <= kAlwaysAllowed || num_odd * 10 <= text.size()) return;
   throw IoError(path + ": is not UTF-8 text: " + std::to_string(num_odd) + " of its " +

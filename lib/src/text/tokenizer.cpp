@@ -170,8 +170,7 @@ Tokenizer Tokenizer::from_file(const std::string& path) {
 
 void Tokenizer::encode(std::string_view text, std::vector<std::int32_t>& ids) const {
   if (text::valid_utf8_prefix(text) == text.size()) return impl_->encode(text, ids);
-  std::size_t num_invalid_bytes;
-  impl_->encode(text::replace_invalid_utf8(text, num_invalid_bytes), ids);
+  impl_->encode(text::replace_invalid_utf8(text), ids);
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {

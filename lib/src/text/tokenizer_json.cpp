@@ -57,6 +57,10 @@ class Field {
   Field item(std::size_t i) const {
     return {value_[i], path_, name_ + '[' + std::to_string(i) + ']'};
   }
+  /// Of an object whose keys are data: `value` stands under `key`.
+  Field entry(const std::string& key, const Json& value) const {
+    return {value, path_, name_ + "[\"" + excerpt(key) + "\"]"};
+  }
   std::size_t array_size() const {
     if (!value_.is_array()) damaged("is " + show(value_) + ", want an array");
     return value_.size();
@@ -72,15 +76,13 @@ class Field {
   bool boolean_or(const char* key, bool otherwise) const {
     return has(key) ? (*this)[key].boolean() : otherwise;
   }
-  std::int32_t id() const { return id_of(value_, ""); }
-  /// The id in `value`, which is `of` this field.
-  std::int32_t id_of(const Json& value, const std::string& of) const {
-    const bool is_id = value.is_number_unsigned() &&
-                       value.get<std::uint64_t>() <= static_cast<std::uint64_t>(kMaxId);
+  std::int32_t id() const {
+    const bool is_id = value_.is_number_unsigned() &&
+                       value_.get<std::uint64_t>() <= static_cast<std::uint64_t>(kMaxId);
     if (!is_id) {
-      damaged(of + "is " + show(value) + ", want an id in [0, " + std::to_string(kMaxId) + "]");
+      damaged("is " + show(value_) + ", want an id in [0, " + std::to_string(kMaxId) + "]");
     }
-    return value.get<std::int32_t>();
+    return value_.get<std::int32_t>();
   }
 
  private:
@@ -132,7 +134,7 @@ void read_vocab(const Field& vocab, std::unordered_map<std::string, std::int32_t
   if (vocab.json().empty()) vocab.damaged("is empty");
   std::vector<std::pair<std::int32_t, const std::string*>> sorted;
   for (const auto& [token, id] : vocab.json().items()) {
-    const auto added = ids.emplace(token, vocab.id_of(id, "[\"" + excerpt(token) + "\"] ")).first;
+    const auto added = ids.emplace(token, vocab.entry(token, id).id()).first;
     sorted.emplace_back(added->second, &added->first);
   }
   std::sort(sorted.begin(), sorted.end());

@@ -102,6 +102,22 @@ void append_nfc(std::string_view run, std::string& out) {
   append_nfc_of_known(run.substr(known_from), out);
 }
 
+/// Calls `use_valid(std::string_view)` for valid stretches and, behind each but the last,
+/// `use_invalid(num_bytes)` for one maximal invalid part.
+template <typename UseValid, typename UseInvalid>
+void for_each_valid_part(std::string_view text, UseValid&& use_valid, UseInvalid&& use_invalid) {
+  while (!text.empty()) {
+    const std::size_t valid = valid_utf8_prefix(text);
+    use_valid(text.substr(0, valid));
+    text.remove_prefix(valid);
+    if (text.empty()) break;
+    bool complete;
+    const std::size_t invalid = std::max<std::size_t>(1, well_formed_part(text, 0, complete));
+    use_invalid(invalid);
+    text.remove_prefix(invalid);
+  }
+}
+
 }  // namespace
 
 std::size_t valid_utf8_prefix(std::string_view text) {
@@ -115,21 +131,20 @@ std::size_t valid_utf8_prefix(std::string_view text) {
   return at;
 }
 
-std::string replace_invalid_utf8(std::string_view text, std::size_t& num_invalid_bytes) {
+std::size_t count_invalid_utf8(std::string_view text) {
+  std::size_t count = 0;
+  for_each_valid_part(
+      text, [](std::string_view) {}, [&](std::size_t bytes) { count += bytes; });
+  return count;
+}
+
+std::string replace_invalid_utf8(std::string_view text) {
   std::string out;
   out.reserve(text.size());
-  num_invalid_bytes = 0;
-  while (!text.empty()) {
-    const std::size_t valid = valid_utf8_prefix(text);
-    out.append(text.substr(0, valid));
-    text.remove_prefix(valid);
-    if (text.empty()) break;
-    bool complete;
-    const std::size_t invalid = std::max<std::size_t>(1, well_formed_part(text, 0, complete));
-    out.append("\xEF\xBF\xBD");
-    num_invalid_bytes += invalid;
-    text.remove_prefix(invalid);
-  }
+  for_each_valid_part(
+      text,
+      [&](std::string_view valid) { out.append(valid); },
+      [&](std::size_t) { out.append("\xEF\xBF\xBD"); });
   return out;
 }
 

@@ -9,9 +9,10 @@ namespace lexico::text {
 
 /// Length of the longest prefix of `text` that is valid UTF-8.
 std::size_t valid_utf8_prefix(std::string_view text);
+/// Bytes outside the valid sequences.
+std::size_t count_invalid_utf8(std::string_view text);
 /// `text` with each maximal invalid part replaced by U+FFFD, as Python's errors="replace" does.
-/// `num_invalid_bytes` counts the bytes replaced.
-std::string replace_invalid_utf8(std::string_view text, std::size_t& num_invalid_bytes);
+std::string replace_invalid_utf8(std::string_view text);
 
 /// The code point at `at` of valid UTF-8; moves `at` behind it.
 char32_t next_code_point(std::string_view text, std::size_t& at);
