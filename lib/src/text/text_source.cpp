@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string_view>
 
 #include "lexico/error.h"
@@ -17,56 +18,63 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// Lays documents one after the other, with BOS where the options want it.
+/// Lays documents one after the other, with BOS where the options want it. In place: a large text's
+/// ids are there only once.
 class Packer {
  public:
   explicit Packer(const PackOptions& options) : options_(options) {
     out_.sequence_length = options.sequence_length;
   }
 
-  void add_document(const std::vector<std::int32_t>& ids) {
-    if (ids.empty()) return;
-    reserve_for(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      if (wants_bos(i == 0) && ids[i] != options_.bos_id) put(options_.bos_id);
-      // The document's BOS may have filled a sequence, so that its first token starts the next one.
-      if (wants_bos(false) && ids[i] != options_.bos_id) put(options_.bos_id);
-      put(ids[i]);
-    }
+  /// Room for the ids of a text, rather more than most need: untouched memory costs nothing.
+  void reserve_for_text(std::size_t num_bytes) {
+    out_.ids.reserve(num_bytes / 3);
+    out_.documents.reserve(num_bytes / 3);
+  }
+
+  /// Where the next document's ids are appended, before add_document().
+  std::vector<std::int32_t>& ids() { return out_.ids; }
+
+  std::span<const std::int32_t> new_ids() const {
+    return std::span(out_.ids).subspan(out_.documents.size());
+  }
+
+  /// Makes new_ids(), if there are any, a document.
+  void add_document() {
+    if (new_ids().empty()) return;
+    if (options_.bos != PackOptions::Bos::kNone) insert_bos();
+    out_.documents.resize(out_.ids.size(), static_cast<std::int32_t>(out_.num_documents));
     ++out_.num_documents;
   }
 
   PackedText finish() && { return std::move(out_); }
 
  private:
-  bool wants_bos(bool starts_document) const {
-    const bool starts_sequence =
-        out_.ids.size() % static_cast<std::size_t>(options_.sequence_length) == 0;
-    switch (options_.bos) {
-      case PackOptions::Bos::kAlways:
-        return starts_document || starts_sequence;
-      case PackOptions::Bos::kDocument:
-        return starts_document;
-      case PackOptions::Bos::kNone:
-        break;
+  bool wants_bos(std::size_t place, bool starts_document) const {
+    if (starts_document) return true;
+    return options_.bos == PackOptions::Bos::kAlways &&
+           place % static_cast<std::size_t>(options_.sequence_length) == 0;
+  }
+
+  void insert_bos() {
+    std::vector<std::int32_t>& ids = out_.ids;
+    const std::size_t start = out_.documents.size();
+    std::vector<std::size_t> before;  // the ids that one BOS each goes before
+    for (std::size_t i = start; i < ids.size(); ++i) {
+      if (ids[i] == options_.bos_id) continue;
+      if (wants_bos(i + before.size(), i == start)) before.push_back(i);
+      // The document's BOS may have filled a sequence, so that its first token starts the next one.
+      if (wants_bos(i + before.size(), false)) before.push_back(i);
     }
-    return false;
-  }
-
-  void put(std::int32_t id) {
-    out_.ids.push_back(id);
-    out_.documents.push_back(static_cast<std::int32_t>(out_.num_documents));
-  }
-
-  /// For one long document exactly, so that it need not be copied while it grows.
-  void reserve_for(std::size_t num_ids) {
-    const std::size_t num_bos =
-        2 + num_ids / static_cast<std::size_t>(std::max(1, options_.sequence_length - 1));
-    const std::size_t wanted = out_.ids.size() + num_ids + num_bos;
-    if (wanted <= out_.ids.capacity()) return;
-    const std::size_t capacity = std::max(wanted, out_.ids.empty() ? 0 : 2 * out_.ids.capacity());
-    out_.ids.reserve(capacity);
-    out_.documents.reserve(capacity);
+    std::size_t end = ids.size();  // of the ids not yet at their place, which are moved from behind
+    ids.resize(end + before.size());
+    for (std::size_t num_left = before.size(); num_left > 0; --num_left) {
+      const auto at = [&](std::size_t i) { return ids.begin() + static_cast<std::ptrdiff_t>(i); };
+      const std::size_t first = before[num_left - 1];
+      std::move_backward(at(first), at(end), at(end + num_left));
+      ids[first + num_left - 1] = options_.bos_id;
+      end = first;
+    }
   }
 
   PackOptions options_;
@@ -103,7 +111,7 @@ void check_is_text(std::string_view text, const std::string& path) {
 }
 
 /// A tokenizer whose ids do not fit the model is an error, not something to look up out of bounds.
-void check_ids(const std::vector<std::int32_t>& ids, int vocab, const std::string& where) {
+void check_ids(std::span<const std::int32_t> ids, int vocab, const std::string& where) {
   if (vocab <= 0) return;
   const auto wrong =
       std::find_if(ids.begin(), ids.end(), [&](std::int32_t id) { return id >= vocab; });
@@ -114,18 +122,16 @@ void check_ids(const std::vector<std::int32_t>& ids, int vocab, const std::strin
 }
 
 void pack_txt(const std::string& path, const Tokenizer& tokenizer, int vocab, Packer& packer) {
-  std::vector<std::int32_t> ids;
   {
     const std::string bytes = text::read_file(path);
     const std::string_view text = without_bom(bytes);
     check_is_text(text, path);
     if (is_blank(text)) return;
-    ids.reserve(text.size() /
-                2);  // more than almost any text needs; untouched memory costs nothing
-    tokenizer.encode(text, ids);
+    packer.reserve_for_text(text.size());
+    tokenizer.encode(text, packer.ids());
   }
-  check_ids(ids, vocab, path);
-  packer.add_document(ids);
+  check_ids(packer.new_ids(), vocab, path);
+  packer.add_document();
 }
 
 /// The string under `field` of one line.
@@ -159,7 +165,7 @@ std::string text_of_line(std::string_view line,
 void pack_jsonl(const TextSpec& spec, const Tokenizer& tokenizer, int vocab, Packer& packer) {
   const std::string bytes = text::read_file(spec.path);
   std::string_view rest = without_bom(bytes);
-  std::vector<std::int32_t> ids;
+  packer.reserve_for_text(rest.size());
   for (std::int64_t number = 1; !rest.empty(); ++number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
     rest.remove_prefix(std::min(rest.size(), line.size() + 1));
@@ -167,10 +173,9 @@ void pack_jsonl(const TextSpec& spec, const Tokenizer& tokenizer, int vocab, Pac
     const std::string where = spec.path + ": line " + std::to_string(number);
     const std::string text = text_of_line(line, spec.field, where);
     if (is_blank(text)) continue;
-    ids.clear();
-    tokenizer.encode(text, ids);
-    check_ids(ids, vocab, where);
-    packer.add_document(ids);
+    tokenizer.encode(text, packer.ids());
+    check_ids(packer.new_ids(), vocab, where);
+    packer.add_document();
   }
 }
 
@@ -224,7 +229,10 @@ PackedText read_packed(const TextSpec& spec,
   try {
     Packer packer(options);
     if (spec.is_token_ids) {
-      for (const auto& ids : text::read_token_ids(spec.path, vocab)) packer.add_document(ids);
+      for (const auto& ids : text::read_token_ids(spec.path, vocab)) {
+        packer.ids().insert(packer.ids().end(), ids.begin(), ids.end());
+        packer.add_document();
+      }
     } else if (has_extension(spec.path, {".jsonl", ".ndjson"})) {
       pack_jsonl(spec, *tokenizer, vocab, packer);
     } else {
