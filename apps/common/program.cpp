@@ -5,10 +5,12 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <ctime>
 #include <iostream>
 #include <new>
 
@@ -76,6 +78,27 @@ void watch_stop_signals() {
 }
 
 bool stop_requested() { return stop_signals.load() > 0; }
+
+std::string typed_command(int argc, char** argv, std::initializer_list<const char*> without) {
+  std::string text;
+  for (int i = 0; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (std::find(without.begin(), without.end(), word) != without.end()) continue;
+    const bool plain =
+        !word.empty() && word.find_first_of(" \t\r\n'\"\\$*?[]&;|<>()`!#~{}") == std::string::npos;
+    std::string quoted = "'";
+    for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    text += (i > 0 ? " " : "") + (plain ? word : quoted + "'");
+  }
+  return text;
+}
+
+std::string utc_time() {
+  char text[32];
+  const std::time_t now = std::time(nullptr);
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", std::gmtime(&now));
+  return text;
+}
 
 void log_info(const std::string& line) { logger().info(line); }
 void log_warning(const std::string& line) { logger().warn("warning: " + line); }

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string>
 
 namespace lexico::apps {
@@ -16,6 +17,10 @@ int run_program(const char* name, const std::function<int()>& body);
 /// once with 130.
 void watch_stop_signals();
 bool stop_requested();
+
+/// The command as the user could type it again, less the words in `without`.
+std::string typed_command(int argc, char** argv, std::initializer_list<const char*> without = {});
+std::string utc_time();  ///< now: "2026-01-31 12:00:00 UTC"
 
 /// A line to stderr with the time: what is going on, and what the user should know about.
 void log_info(const std::string& line);

@@ -305,6 +305,11 @@ DataSpec DataSpec::from(const std::string& text, bool in_domain) {
   return spec;
 }
 
+DataSpec DataSpec::from_text(const std::string& text, bool is_token_ids) {
+  const TextSpec split = TextSpec::from(text);
+  return {split.name, split.path, true, true, is_token_ids};
+}
+
 std::vector<std::int64_t> spread(std::int64_t total, std::int64_t count) {
   count = std::min(total, count);
   std::vector<std::int64_t> numbers(static_cast<std::size_t>(std::max<std::int64_t>(0, count)));

@@ -16,7 +16,7 @@ struct PackOptions;
 
 namespace lexico::apps {
 
-/// One `[name=]PATH` of --data, --text or --ood.
+/// One `[name=]PATH` of --data, --ood, --text or --token-ids.
 struct DataSpec {
   std::string name, path;
   bool in_domain = true;
@@ -26,6 +26,8 @@ struct DataSpec {
   /// Text is told from activations by the file's first bytes; a folder or a glob is activations.
   /// @throws IoError if there is no such file; InvalidArgument for an empty name or path.
   static DataSpec from(const std::string& text, bool in_domain);
+  /// In-domain text or token ids by the user's word. @throws InvalidArgument as above.
+  static DataSpec from_text(const std::string& text, bool is_token_ids);
 };
 
 /// `count` different numbers in [0, total), ascending; all of them if count >= total. One from each

@@ -1,57 +1,23 @@
 #include "lexico-extract/inputs.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <optional>
 #include <set>
 
+#include "common/model_text.h"
 #include "common/program.h"
 #include "lexico/error.h"
-#include "lexico/sha256.h"
-#include "lexico/text_source.h"
-#include "lexico/tokenizer.h"
 
 namespace lexico::apps {
 namespace {
 
-namespace fs = std::filesystem;
-
-std::string find_tokenizer(const ExtractConfig& config) {
-  if (!config.tokenizer.empty()) return config.tokenizer;
-  const fs::path model(config.model);
-  const fs::path own = model.parent_path() / (model.stem().string() + ".tokenizer.json");
-  const fs::path beside = model.parent_path() / "tokenizer.json";
-  for (const fs::path& path : {own, beside})
-    if (fs::exists(path)) return path.string();
-  throw InvalidArgument("no tokenizer: neither " + own.string() + " nor " + beside.string() +
-                        " is there; pass --tokenizer tokenizer.json, or ids with --token-ids");
-}
-
-Tokenizer load_tokenizer(const ExtractConfig& config, const ModelInfo& model) {
-  const std::string path = find_tokenizer(config);
-  Tokenizer tokenizer = Tokenizer::from_file(path);
-  if (!model.tokenizer_sha256.empty() && sha256_of_file(path) != model.tokenizer_sha256)
-    log_warning(path + " is not the tokenizer that " + config.model +
-                " was exported with (SHA-256 differs)");
-  return tokenizer;
-}
-
-std::string bos_policy(const ExtractConfig& config, const ModelInfo& model) {
-  if (config.bos == "auto") return model.add_bos ? "always" : "none";
-  if (config.bos != "none" && model.bos_id < 0)
-    throw InvalidArgument("bos is '" + config.bos + "', but " + config.model +
-                          " has no BOS token: use --bos none");
-  return config.bos;
-}
-
-int length_for(const ExtractConfig& config, const ModelInfo& model) {
-  constexpr int kUsual = 512;
-  if (config.sequence_length == 0) return std::min(kUsual, model.max_positions);
-  if (config.sequence_length > model.max_positions)
-    throw InvalidArgument("sequence_length is " + std::to_string(config.sequence_length) +
-                          ", more than the " + std::to_string(model.max_positions) +
-                          " positions of " + config.model);
-  return config.sequence_length;
+ModelTextConfig text_options(const ExtractConfig& config) {
+  return {config.model,
+          config.tokenizer,
+          config.field,
+          config.bos,
+          config.device,
+          config.sequence_length};
 }
 
 std::vector<TextSpec> specs_of(const ExtractConfig& config) {
@@ -100,15 +66,12 @@ double fraction_of(std::uint64_t seed) {
 Corpus read_corpus(const ExtractConfig& config, const ModelInfo& model) {
   const std::vector<TextSpec> specs = specs_of(config);
   Corpus corpus;
-  corpus.bos = bos_policy(config, model);
-  PackOptions packing;
-  packing.sequence_length = corpus.sequence_length = length_for(config, model);
-  packing.bos_id = model.bos_id;
-  packing.bos = corpus.bos == "always"     ? PackOptions::Bos::kAlways
-                : corpus.bos == "document" ? PackOptions::Bos::kDocument
-                                           : PackOptions::Bos::kNone;
+  const ModelTextConfig options = text_options(config);
+  const PackOptions packing = packing_for(options, model);
+  corpus.sequence_length = packing.sequence_length;
+  corpus.bos = name_of(packing.bos);
   std::optional<Tokenizer> tokenizer;
-  if (!config.text.empty()) tokenizer = load_tokenizer(config, model);
+  if (!config.text.empty()) tokenizer = load_tokenizer(options, model);
   for (const TextSpec& spec : specs) {
     if (stop_requested()) throw Interrupted("stopped while reading the texts; nothing was written");
     append(

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/model_text.h"
+
+namespace lexico::apps {
+
+/// The options of lexico-eval.
+struct EvalConfig : ModelTextConfig {
+  std::vector<std::string> dictionary, data, text, token_ids, ood;
+  std::string layers = "all", selection = "omp", output;
+  std::vector<int> sparsity{4, 8, 16};
+  std::int64_t max_vectors = 65536;
+  int threads = 0;
+  double tolerance = 0;
+  std::uint64_t seed = 0;
+  bool no_baselines = false, overwrite = false, dry_run = false, json = false;
+
+  template <typename Self, typename Visitor>
+  static void for_each_field(Self& self, Visitor&& visit) {
+    visit("dictionary",
+          self.dictionary,
+          "[name=]FILE or run folder of lexico-train (.safetensors or .pt); several are compared");
+    visit("data",
+          self.data,
+          "[name=]PATH of in-domain data: activations (file, folder, 'glob'), text or token ids");
+    visit("ood", self.ood, "[name=]PATH of out-of-domain data, of the same kinds");
+    visit("text", self.text, "[name=]FILE of in-domain text, whatever its name");
+    visit("token_ids", self.token_ids, "[name=]FILE of in-domain token ids, whatever its name");
+    ModelTextConfig::for_each_field(self, visit);
+    visit("layers", self.layers, "layers to measure: all, or numbers like 0,2,5-7");
+    visit("sparsity", self.sparsity, "numbers of atoms per vector to measure at");
+    visit("max_vectors",
+          self.max_vectors,
+          "vectors per data set, layer and kind, evenly spread; 0: all");
+    visit("selection", self.selection, "omp, ols, or ols-N (OLS among N candidates)");
+    visit("tolerance", self.tolerance, "stop a vector once |r| <= tolerance * |x|; 0: never");
+    visit("no_baselines", self.no_baselines, "leave out the random and the sample dictionary");
+    visit("output", self.output, "folder for report.json, report.csv and report.html");
+    visit("overwrite", self.overwrite, "replace a report in OUTPUT");
+    visit("json", self.json, "print the report as JSON on stdout instead of a table");
+    visit("dry_run", self.dry_run, "check the inputs, print the plan and stop");
+    visit("threads", self.threads, "of the CPU; 0: all the machine has");
+    visit("seed", self.seed, "of the random dictionary");
+  }
+
+  /// Sorts the sparsities, each once. @throws InvalidArgument naming the option, its value and its
+  /// bound.
+  void validate();
+};
+
+}  // namespace lexico::apps
