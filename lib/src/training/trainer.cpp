@@ -284,9 +284,10 @@ struct Trainer::Impl {
       throw Error("training diverged at step " + std::to_string(step + 1) +
                   "; try a learning_rate below " + std::to_string(config.learning_rate));
     Tensor gradient = atom_gradient(x, coded);  // of mean |x - D y|^2, y held fixed
+    if (published()) normalize(atoms);          // before the step: so does the released trainer
     keep_tangent(atoms, gradient);              // without the part along each atom
     adam_step(gradient, rate);
-    normalize(atoms);  // |d| = 1 again
+    if (!published()) normalize(atoms);  // |d| = 1 again
     note_use(coded);
     if (!published()) revive_unused(coded);
     ++step;
@@ -387,8 +388,9 @@ void Trainer::load(const std::string& path) {
     throw IoError(path + ": format is '" + text("format") + "'");
   for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets))
     if (text(key) != value)
-      throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) + ", this run has " +
-                    value + "; start again with --overwrite or restore the setting");
+      throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) +
+                            ", this run has " + value +
+                            "; start again with --overwrite or restore the setting");
   const auto restore = [&](const std::string& name, const Tensor& like) {
     const auto found = file.tensors.find(name);
     if (found == file.tensors.end() || found->second.shape != like.sizes().vec())
