@@ -5,6 +5,7 @@ compare_with_tokenizers.py PRINT_IDS FIXTURES SHARED [--lines N] [--configs N] [
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import struct
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
+
+os.environ["RUST_BACKTRACE"] = "0"  # `tokenizers` panics on some texts, see their_ids
 
 try:
     from tokenizers import Tokenizer

@@ -1,5 +1,6 @@
 // Thousands of damaged files, made by changing good ones: each is read, or refused with an Error
-// that names it; never a crash, a hang or another exception. LEXICO_FUZZ=N tries N of each kind.
+// that names it; never a crash, a hang or another exception. LEXICO_FUZZ=N tries N of each kind,
+// others for another N.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -78,7 +79,7 @@ std::string damaged(std::string bytes, std::mt19937& random) {
 template <typename Read>
 void expect_no_crash(const std::string& name, const std::vector<std::string>& good, Read&& read) {
   const test::TemporaryFolder folder;
-  std::mt19937 random(20240601);
+  std::mt19937 random(static_cast<unsigned>(num_tries()));
   int num_refused = 0;
   for (int i = 0; i < num_tries(); ++i) {
     const std::string path =
@@ -125,6 +126,22 @@ TEST(DamagedFiles, Jsonl) {
   expect_no_crash("a.jsonl", good, [&](const std::string& path) {
     read_packed(TextSpec::from(path), &tokenizer, kOptions, 1000);
   });
+}
+
+TEST(DamagedFiles, Txt) {
+  std::string utf16 = "\xFF\xFE";
+  for (const char c : contents(fixture("text.txt"))) utf16 += {c, '\0'};
+  const std::vector<std::string> good{contents(fixture("text.txt")),
+                                      "e\u0301 \u1100\u1161 <|endoftext|> \U0001F680",
+                                      std::string(40, '\xC3') + std::string(140, 'a'),
+                                      std::string(17, '\0') + std::string(160, ' '),
+                                      utf16};
+  for (const char* name : {"gpt2.json", "qwen2.json", "steps.json"}) {
+    const Tokenizer tokenizer = Tokenizer::from_file(fixture(name));
+    expect_no_crash("a.txt", good, [&](const std::string& path) {
+      read_packed(TextSpec::from(path), &tokenizer, kOptions, tokenizer.vocab_size());
+    });
+  }
 }
 
 TEST(DamagedFiles, Safetensors) {

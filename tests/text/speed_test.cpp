@@ -1,5 +1,5 @@
-// How fast the tokenizer must be at least, in processor time so that a busy machine does not
-// matter.
+// How fast the tokenizer must be at least: best of some runs, in processor time, so that a busy
+// machine hardly matters.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ constexpr bool kIsFastBuild = true;
 double seconds_to_encode(const Tokenizer& tokenizer, const std::string& text) {
   double best = 1e9;
   std::vector<std::int32_t> ids;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 5; ++i) {
     ids.clear();
     const std::clock_t start = std::clock();
     tokenizer.encode(text, ids);
@@ -34,19 +34,25 @@ double seconds_to_encode(const Tokenizer& tokenizer, const std::string& text) {
   return best;
 }
 
-// Measured: 20 to 38 MB/s, so there is room of four times and more.
+// Measured: 20 to 60 MB/s (the same with the whole vocabularies of GPT-2 and Qwen2), so there is
+// room of four times and more.
 TEST(TokenizerSpeed, AtLeast5MegabytesASecond) {
   if (!kIsFastBuild) GTEST_SKIP() << "built without optimization or with a sanitizer";
   const std::string corpus = contents(shared("corpora/wikitext/wikitext103_test.tokens"));
   std::string text = corpus;
   while (text.size() < 1'000'000) text += contents(fixture("text.txt"));
-  for (const char* name : {"gpt2.json", "llama3.json", "qwen2.json"}) {
-    const Tokenizer tokenizer = Tokenizer::from_file(fixture(name));
+  const std::string demo =
+      std::string(LEXICO_SOURCE_DIR) + "/data/demo/wikillama-5m/tokenizer.json";
+  for (const std::string& path :
+       {fixture("gpt2.json"), fixture("llama3.json"), fixture("qwen2.json"), demo}) {
+    const Tokenizer tokenizer = Tokenizer::from_file(path);
     const double megabytes_per_second =
         static_cast<double>(text.size()) / 1e6 / seconds_to_encode(tokenizer, text);
-    std::printf(
-        "%s: %.1f MB/s%s\n", name, megabytes_per_second, corpus.empty() ? " (fixture text)" : "");
-    EXPECT_GT(megabytes_per_second, 5) << name;
+    std::printf("%s: %.1f MB/s%s\n",
+                path.c_str(),
+                megabytes_per_second,
+                corpus.empty() ? " (fixture text)" : "");
+    EXPECT_GT(megabytes_per_second, 5) << path;
   }
 }
 
@@ -68,9 +74,13 @@ TEST(TokenizerSpeed, ManyShortTextsKeepTheWordsMet) {
   if (!kIsFastBuild) GTEST_SKIP() << "built without optimization or with a sanitizer";
   const Tokenizer tokenizer = Tokenizer::from_file(fixture("gpt2.json"));
   const std::string text = contents(fixture("text.txt")).substr(0, 400);
-  const std::clock_t start = std::clock();
-  for (int i = 0; i < 2000; ++i) tokenizer.encode(text);
-  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 0.16);  // 5 MB/s
+  double best = 1e9;
+  for (int run = 0; run < 5; ++run) {
+    const std::clock_t start = std::clock();
+    for (int i = 0; i < 2000; ++i) tokenizer.encode(text);
+    best = std::min(best, static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
+  }
+  EXPECT_LT(best, 0.16);  // 5 MB/s
 }
 
 }  // namespace

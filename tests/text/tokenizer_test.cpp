@@ -334,6 +334,15 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"WordPiece", "/model/type", "WordPiece", {"model.type", "\"WordPiece\""}, true},
         Refusal{"Unigram", "/model/type", "Unigram", {"model.type", "\"Unigram\""}, true},
         Refusal{"WordLevel", "/model/type", "WordLevel", {"model.type", "\"WordLevel\""}, true},
+        Refusal{"SentencePieceBpe",
+                "/model",
+                {{"type", "BPE"},
+                 {"byte_fallback", true},
+                 {"vocab", {{"<unk>", 0}, {"<0x0A>", 1}}},
+                 {"merges", Json::array()}},
+                {"model", "SentencePiece BPE"},
+                true},
+        Refusal{"ModelOfNoType", "/model", Json::object(), {"model", "\"merges\""}, true},
         Refusal{"Metaspace",
                 "/pre_tokenizer",
                 {{"type", "Metaspace"}, {"replacement", "_"}},
@@ -494,6 +503,11 @@ TEST(Tokenizer, FilesThatAreNoneAreRefusedByName) {
     EXPECT_EQ(message.rfind(path + ": ", 0), 0u) << name << ": " << message;
     EXPECT_LT(message.size(), 600u) << name;
   }
+  const std::string sentencepiece = test::write(folder, "tokenizer.model", "\n\x0E\n\x05<unk>");
+  EXPECT_EQ(message_of<IoError>([&] {
+              Tokenizer::from_file(sentencepiece);
+            }).rfind(sentencepiece + ": is a SentencePiece or tiktoken model: only byte-level", 0),
+            0u);
   for (const std::string& path : {folder.file("missing.json"), folder.path().string()}) {
     EXPECT_EQ(message_of<IoError>([&] { Tokenizer::from_file(path); }).rfind(path + ": ", 0), 0u);
   }

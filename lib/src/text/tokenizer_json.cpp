@@ -17,6 +17,9 @@ using Json = nlohmann::json;
 
 constexpr char kGpt2Pattern[] =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr char kAdvice[] =
+    ": only byte-level BPE tokenizers (GPT-2, Llama-3, Qwen2 style) can be read; pass ids made "
+    "elsewhere instead (--token-ids FILE)";
 constexpr int kMaxNesting = 16;
 constexpr std::int64_t kMaxId = std::numeric_limits<std::int32_t>::max() - 1;
 
@@ -35,12 +38,7 @@ class Field {
   [[noreturn]] void damaged(const std::string& what) const {
     throw IoError(path_ + ": " + (name_.empty() ? "" : name_ + " ") + what);
   }
-  [[noreturn]] void unsupported(const std::string& what) const {
-    throw IoError(
-        path_ + ": " + name_ + ' ' + what +
-        ": only byte-level BPE tokenizers (GPT-2, Llama-3, Qwen2 style) can be read; pass "
-        "ids made elsewhere instead (--token-ids FILE)");
-  }
+  [[noreturn]] void unsupported(const std::string& what) const { damaged(what + kAdvice); }
   [[noreturn]] void unsupported() const { unsupported("is " + show(value_)); }
 
   const Json& json() const { return value_; }
@@ -180,9 +178,17 @@ void read_merges(const Field& merges,
   }
 }
 
-void read_model(const Field& model, TokenizerJson& out) {
+/// Before anything else, so that the error says what the file is, not what comes first in it.
+void check_kind(const Field& model) {
   if (model.has("type") && model["type"].string() != "BPE") model["type"].unsupported();
   if (!model.has("type") && !model.has("merges")) model.unsupported("has no field \"merges\"");
+  const char* const sentencepiece_newline = "<0x0A>";
+  if (model.boolean_or("byte_fallback", false) && model["vocab"].has(sentencepiece_newline)) {
+    model.unsupported("is a SentencePiece BPE (byte_fallback is true)");
+  }
+}
+
+void read_model(const Field& model, TokenizerJson& out) {
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (model.has(key) && !model[key].string().empty()) model[key].unsupported();
   }
@@ -350,6 +356,9 @@ std::optional<std::int32_t> read_bos(const Field& field, int nesting) {
 }
 
 Json parse(const std::string& path) {
+  if (path.ends_with(".model")) {
+    throw IoError(path + ": is a SentencePiece or tiktoken model" + kAdvice);
+  }
   const std::string bytes = read_file(path);
   try {
     return Json::parse(bytes);
@@ -363,12 +372,12 @@ Json parse(const std::string& path) {
 TokenizerJson read_tokenizer_json(const std::string& path) {
   const Json json = parse(path);
   const Field file(json, path, "");
+  const Field model = file["model"];
   if (file.has("version") && file["version"].string() != "1.0") {
     file["version"].damaged("is " + show(file["version"].json()) + ", want \"1.0\"");
   }
+  check_kind(model);
   TokenizerJson out;
-  const Field model = file["model"];
-  if (model.has("type") && model["type"].string() != "BPE") model["type"].unsupported();
   if (file.has("normalizer")) read_normalizer(file["normalizer"], 0, out.nfc);
   bool ends_in_bytes = false;
   if (file.has("pre_tokenizer")) {
