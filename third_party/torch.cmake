@@ -19,14 +19,12 @@ if(NOT EXISTS "${torch_root}/lib/libtorch_cpu.so")
 endif()
 message(STATUS "lexico: libtorch ${torch_root}")
 
-foreach(part IN ITEMS c10 torch_cpu torch)
-  add_library(lexico_torch_${part} SHARED IMPORTED)
-  set_target_properties(lexico_torch_${part} PROPERTIES
-    IMPORTED_LOCATION ${torch_root}/lib/lib${part}.so
-    INTERFACE_INCLUDE_DIRECTORIES "${torch_root}/include;${torch_root}/include/torch/csrc/api/include")
-endforeach()
+# By name, not by path: by path CMake sets the rpath and warns that libgomp is in two places.
 add_library(lexico_torch INTERFACE)
+target_include_directories(lexico_torch SYSTEM INTERFACE
+  "${torch_root}/include" "${torch_root}/include/torch/csrc/api/include")
+target_link_options(lexico_torch INTERFACE -L${torch_root}/lib -Wl,-rpath,${torch_root}/lib)
 # libtorch.so exports parts of an older libstdc++ (std::filesystem) that crash with ours: ours must be searched first.
 target_link_libraries(lexico_torch INTERFACE
-  -Wl,--no-as-needed stdc++ lexico_torch_torch lexico_torch_torch_cpu lexico_torch_c10 -Wl,--as-needed  # the CUDA half registers itself
+  -Wl,--no-as-needed stdc++ -ltorch -ltorch_cpu -lc10 -Wl,--as-needed  # the CUDA half registers itself
   -Wl,--allow-shlib-undefined)
