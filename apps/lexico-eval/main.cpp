@@ -11,6 +11,7 @@
 #include "lexico-eval/measure.h"
 #include "lexico-eval/output_folder.h"
 #include "lexico-eval/plan.h"
+#include "lexico/activations.h"
 #include "lexico/error.h"
 
 namespace lexico::apps {
@@ -144,11 +145,11 @@ int main_body(int argc, char** argv) {
       "Examples:\n"
       "  lexico-eval --dictionary runs/a --data wiki=test.h5 --ood code=code.h5 --output "
       "runs/a/eval\n"
-      "  lexico-eval --dictionary runs/a --text test.txt --model m.pt --tokenizer tokenizer.json\n"
+      "  lexico-eval --dictionary runs/a --model m.pt --data test.txt --ood tweets.jsonl\n"
       "  lexico-eval --dictionary a=runs/a b=runs/b --data test.h5 --sparsity 4,8",
       "data",
       {{"output", "-o"}, {"dictionary", "-d"}, {"ood", "--out-of-domain"}},
-      ""};
+      "libtorch " + torch_version() + ", HDF5 " + hdf5_version()};
   if (!parse_command_line(program, options, argc, argv)) return 0;
   config.validate();
   return evaluate(config, typed_command(argc, argv));

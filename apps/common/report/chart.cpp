@@ -68,22 +68,33 @@ struct Layout {
   std::vector<std::pair<double, std::string>> ticks;
 };
 
+/// Round numbers on a log axis: as few kinds of them as still give three.
+std::vector<std::pair<double, std::string>> log_ticks(double low, double high) {
+  std::vector<std::pair<double, std::string>> ticks;
+  for (const auto& factors : std::vector<std::vector<double>>{
+           {1}, {1, 2, 5}, {1, 2, 3, 5, 7}, {1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8}}) {
+    ticks.clear();
+    for (int power = static_cast<int>(std::floor(std::log10(low))); power <= std::log10(high);
+         ++power) {
+      for (const double factor : factors) {
+        const double unit = std::pow(10, power), value = factor * unit;
+        if (value < low * 0.999 || value > high * 1.001) continue;
+        const bool is_whole = factor == std::floor(factor);
+        ticks.emplace_back(value, tick_text(value, is_whole ? unit : unit / 10));
+      }
+    }
+    if (ticks.size() >= 3) break;
+  }
+  return ticks;
+}
+
 Layout lay_out(const Axis& axis, Range range, int wanted_ticks) {
   double low = axis.low.value_or(range.first), high = axis.high.value_or(range.second);
   if (axis.log) {
     low *= axis.low ? 1 : 0.9, high *= axis.high ? 1 : 1.1;
     Layout layout{low, high, axis.ticks};
     if (!layout.ticks.empty()) return layout;
-    const bool wide = std::log10(high / low) > 2.5;
-    for (int power = static_cast<int>(std::floor(std::log10(low))); power <= std::log10(high);
-         ++power) {
-      for (const double factor : {1.0, 2.0, 5.0}) {
-        const double value = factor * std::pow(10, power);
-        if (wide && factor != 1) continue;
-        if (value < low * 0.999 || value > high * 1.001) continue;
-        layout.ticks.emplace_back(value, tick_text(value, std::pow(10, power)));
-      }
-    }
+    layout.ticks = log_ticks(low, high);
     return layout;
   }
   if (axis.from_zero) low = std::min(low, 0.0);

@@ -630,8 +630,13 @@ std::string provenance(const View& view) {
   const EvaluationReport& report = view.report;
   std::string body;
   const auto add = [&](const std::string& key, const std::string& value) {
-    if (!value.empty())
-      body += tag("tr", tag("th", html_escape(key)) + tag("td", html_escape(value), "l wrap"));
+    if (value.empty()) return;
+    const auto lines = 1 + std::count(value.begin(), value.end(), '\n');
+    const std::string text = lines == 1 ? html_escape(value)
+                                        : tag("details",
+                                              tag("summary", std::to_string(lines) + " lines") +
+                                                  tag("pre", html_escape(value)));
+    body += tag("tr", tag("th", html_escape(key)) + tag("td", text, "l wrap"));
   };
   add("Program", report.version);
   add("Created", report.created);

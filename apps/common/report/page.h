@@ -64,7 +64,9 @@ tr.base th,tr.base td{color:var(--soft)}
 .facts th{width:1%;padding-right:28px;vertical-align:top}
 .edge{border-left:1px solid var(--line)}
 td.h{background:rgba(var(--heat),calc(var(--v,0)*.34))}
-.wrap{white-space:normal;overflow-wrap:anywhere}
+.wrap{white-space:normal;overflow-wrap:anywhere;min-width:13em}
+td details{margin:0}
+td summary{padding:0}
 .tabs{display:none;gap:6px;margin:10px 0 2px}
 .js .tabs{display:flex}
 .tabs button{font:inherit;font-size:13.5px;padding:4px 14px;border:1px solid var(--line);border-radius:99px;background:var(--card);color:var(--ink);cursor:pointer}

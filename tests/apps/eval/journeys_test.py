@@ -4,10 +4,13 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -19,9 +22,11 @@ from safetensors.numpy import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import activations  # noqa: E402
+import toy_model  # noqa: E402
 
-EVAL = str(Path(os.environ["LEXICO_BIN"]) / "lexico-eval")
+EVAL, EXTRACT = (str(Path(os.environ["LEXICO_BIN"]) / name) for name in ("lexico-eval", "lexico-extract"))
 LAYERS, DIM, ATOMS = 2, 16, 48
+torch.set_num_threads(1)
 
 
 def run(*arguments, code=0, **options):
@@ -37,6 +42,18 @@ def fails(code, *messages, arguments, **options):
     for message in messages:
         assert str(message) in last, done.stderr
     assert done.stdout == ""
+
+
+def all_fail(*cases):
+    """Each case is (code, messages..., arguments); starting a program takes longer than what it then does."""
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(fails, *case[:-1], arguments=case[-1]) for case in cases]:
+            future.result()
+
+
+def reports_of(*argument_lists):
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda arguments: report_of(*arguments), argument_lists))
 
 
 def report_of(*arguments, **options):
@@ -72,27 +89,30 @@ def home(tmp_path_factory):
     return folder
 
 
+def measure(home):
+    return ["--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8"]
+
+
 @pytest.fixture(scope="module")
 def report(home):
-    return report_of("--dictionary", home / "run", "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8")
+    return report_of("--dictionary", home / "run", *measure(home))
 
 
-@pytest.mark.parametrize("max_vectors", [0, 1000])
-def test_errors_are_those_of_scikit_learn(home, max_vectors):
+@pytest.mark.parametrize("max_vectors", [0, 500])
+def test_errors_are_those_of_scikit_learn(home, tmp_path, max_vectors):
     pytest.importorskip("sklearn")
     import check_with_sklearn
 
-    found = report_of("--dictionary", home / "run/dictionary.pt", "--data", home / "wiki.h5", "--ood", home / "code.h5",
-                      "--sparsity", "2,4,8", "--max-vectors", max_vectors)  # fmt: skip
+    data = activations.write(tmp_path / "small.h5", tokens=200) if max_vectors == 0 else home / "wiki.h5"
+    found = report_of("--dictionary", home / "run/dictionary.pt", "--data", data, "--sparsity", "2,4,8", "--max-vectors", max_vectors)
     rows, worst = check_with_sklearn.compare(found, home / "run/dictionary.pt", max_vectors, log=lambda line: None)
-    assert rows == 2 * LAYERS * 2 * 3
+    assert rows == LAYERS * 2 * 3
     assert worst < 1e-3
-    assert rows_of(found, coder="dictionary", dataset="wiki")[0]["vectors"] == (max_vectors or 3000)
+    assert rows_of(found, coder="dictionary")[0]["vectors"] == (max_vectors or 400)
 
 
 def test_both_dictionary_formats_and_the_run_folder_agree(home, report):
-    for path in ("run/dictionary.safetensors", "run/dictionary.pt"):
-        other = report_of("--dictionary", home / path, "--data", home / "wiki.h5", "--ood", home / "code.h5", "--sparsity", "2,4,8")
+    for other in reports_of(*([*measure(home), "-d", home / "run" / name] for name in ("dictionary.safetensors", "dictionary.pt"))):
         assert other["rows"] == report["rows"]
 
 
@@ -150,8 +170,7 @@ def test_a_table_on_stdout_and_three_files_in_the_output(home, tmp_path):
 def test_a_folder_of_shards_and_a_glob_are_one_data_set(home, tmp_path):
     for index in range(2):
         activations.write(tmp_path / f"part-{index}.h5", tokens=300, seed=index, shard_index=index, shard_count=2)
-    folder = report_of("--dictionary", home / "run", "--data", tmp_path, "--sparsity", "4")
-    glob = report_of("--dictionary", home / "run", "--data", f"{tmp_path}/*.h5", "--sparsity", "4")
+    folder, glob = reports_of(*(["--dictionary", home / "run", "--data", path, "--sparsity", "4"] for path in (tmp_path, f"{tmp_path}/*.h5")))
     assert folder["rows"] == glob["rows"]
     assert folder["datasets"][0]["name"] == tmp_path.name
     assert folder["datasets"][0]["vectors_per_layer_and_kind"] == 1200
@@ -166,11 +185,9 @@ def test_layers_narrow_the_report_and_the_result_does_not_depend_on_threads(home
 
 def test_ols_is_better_than_omp_and_a_tolerance_saves_atoms(home, report):
     base = ["--dictionary", home / "run", "--data", home / "wiki.h5", "--no-baselines"]
-    omp = report_of(*base, "--sparsity", "8")
-    ols = report_of(*base, "--sparsity", "8", "--selection", "ols")
+    omp, ols, lazy = reports_of(*([*base, "--sparsity", "8", *more] for more in ([], ["--selection", "ols"], ["--tolerance", "0.4"])))
     assert np.mean([r["mean"] for r in ols["rows"]]) < np.mean([r["mean"] for r in omp["rows"]])
     assert ols["selection"] == "ols"
-    lazy = report_of(*base, "--sparsity", "8", "--tolerance", "0.4")
     assert all(r["mean_atoms"] < 8 and r["bytes_per_vector"] < 26 and r["p99"] <= 0.45 for r in lazy["rows"])
 
 
@@ -209,74 +226,83 @@ def test_zero_vectors_have_no_error(home, tmp_path):
     assert all(r["mean"] == 0 and r["p99"] == 0 for r in rows_of(found, coder="dictionary"))
 
 
-class Toy(torch.nn.Module):
-    """Keys and values from a table by token id and position: what a model file must do, and no more."""
-
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.table = torch.nn.Parameter(torch.randn(2, LAYERS, 2, 64, DIM, generator=generator))
-        self.place = torch.nn.Parameter(0.3 * torch.randn(2, LAYERS, 2, 128, DIM, generator=generator))
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        batch, length = input_ids.shape
-        out = self.table[:, :, :, input_ids.flatten()].unflatten(3, (batch, length)) + self.place[:, :, :, None, :length]
-        out = out.permute(0, 1, 3, 2, 4, 5)
-        return out[0].contiguous(), out[1].contiguous()
-
-    @torch.jit.export
-    def step(self, input_ids: torch.Tensor, past_keys: torch.Tensor, past_values: torch.Tensor):
-        keys, values = self.forward(input_ids, torch.ones_like(input_ids))
-        return torch.zeros(input_ids.shape[0], input_ids.shape[1], 64), keys, values
+TEXTS = ["The first document is about owls.", "Short.", "A third one, quite a bit longer than the others: " + "owls and mice " * 80]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "toy.pt"
-    info = {"contract": "lexico-model 1", "model": "org/tiny", "layers": LAYERS, "heads": 2, "kv_heads": 2, "head_dim": DIM, "vocab": 64,
-            "max_positions": 128, "dtype": "float32", "bos_id": 0, "rope": {"kind": "none"}, "rope_kind": "none"}  # fmt: skip
-    torch.jit.save(torch.jit.script(Toy().eval()), str(path), _extra_files={"lexico.json": json.dumps(info)})
-    return path
+def toy(tmp_path_factory):
+    """A model with its tokenizer beside it, a text for it, and dictionaries of its size for both key stages."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_model.save(folder / "toy.pt")
+    toy_model.save_tokenizer(folder / "toy.tokenizer.json")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    np.random.default_rng(4).integers(0, 256, 1000).astype(np.int32).tofile(folder / "ids.bin")
+    for stage in ("post_rope", "pre_rope"):
+        write_dictionaries(folder / stage, dim=toy_model.DIM, key_stage=stage, model_sha256="")
+    return folder
 
 
-def test_text_gives_the_errors_of_its_activations(home, model, tmp_path):
-    """The model runs on the fly over token ids; the same vectors through an activation file give the same report."""
-    ids = np.random.default_rng(4).integers(0, 64, 1000).astype(np.int32)
-    ids.tofile(tmp_path / "ids.bin")
-    text = report_of("--dictionary", home / "run/dictionary.pt", "--text", tmp_path / "ids.bin", "--model", model, "--bos", "none",
-                     "--sequence-length", "96", "--sparsity", "4", "--max-vectors", "0")  # fmt: skip
-    assert text["datasets"][0]["tokens"] == 1000
-    chunks = [ids[i : i + 96] for i in range(0, 1000, 96)]
-    with torch.no_grad():
-        out = [Toy()(torch.from_numpy(c)[None].long(), None) for c in chunks]
-    stacked = {k: np.concatenate([o[i][:, 0].permute(0, 2, 1, 3).reshape(LAYERS, -1, DIM).numpy() for o in out], axis=1) for i, k in enumerate(("keys", "values"))}
-    same = activations.write(tmp_path / "same.h5", tokens=1000, change=lambda layer, kind, vectors: stacked[kind][layer])
-    file = report_of("--dictionary", home / "run/dictionary.pt", "--data", same, "--sparsity", "4", "--max-vectors", "0")
-    for a, b in zip(rows_of(text, coder="dictionary"), rows_of(file, coder="dictionary")):
+@pytest.mark.parametrize("stage", ["post_rope", "pre_rope"])
+@pytest.mark.parametrize("source", [["--text", "text.jsonl", "--field", "body"], ["--token-ids", "ids.bin", "--bos", "document"]])
+def test_text_is_measured_as_what_lexico_extract_makes_of_it(toy, tmp_path, stage, source):
+    """The same flags pack the same sequences: the model on the fly and the activation file give the same report."""
+    text = [source[0], toy / source[1], *source[2:], "--model", toy / "toy.pt", "--sequence-length", "48"]
+    subprocess.run([EXTRACT, *map(str, text), "--output", tmp_path / "x.h5", "--key-stage", stage, "--dtype", "float32"], check=True, capture_output=True)
+    base = ["--dictionary", toy / stage, "--sparsity", "3", "--max-vectors", "0", "--no-baselines"]
+    on_the_fly, from_file = reports_of([*base, *text], [*base, "--data", tmp_path / "x.h5"])
+    assert len(on_the_fly["rows"]) == 2 * toy_model.LAYERS
+    assert on_the_fly["datasets"][0]["tokens"] == from_file["datasets"][0]["tokens"] > 1000
+    for a, b in zip(on_the_fly["rows"], from_file["rows"]):
         assert (a["layer"], a["kind"], a["vectors"]) == (b["layer"], b["kind"], b["vectors"])
-        assert a["mean"] == pytest.approx(b["mean"], rel=2e-3)  # float16 in the file
-    assert list(tmp_path.iterdir()).__len__() == 2  # nothing was left behind
-
-    part = report_of("--dictionary", home / "run/dictionary.pt", "--text", tmp_path / "ids.bin", "--model", model, "--bos", "none",
-                     "--sequence-length", "96", "--sparsity", "4", "--max-vectors", "500")  # fmt: skip
-    assert part["datasets"][0]["vectors_per_layer_and_kind"] == 500
-    assert "3 of 11 evenly spread sequences" in part["datasets"][0]["sampling"]
-    bos = report_of("--dictionary", home / "run/dictionary.pt", "--text", tmp_path / "ids.bin", "--model", model,
-                    "--sequence-length", "96", "--sparsity", "4")  # fmt: skip
-    assert bos["settings"]["bos"] == "always" and bos["datasets"][0]["tokens"] > 1000
+        assert [a[k] for k in ("mean", "median", "p99")] == pytest.approx([b[k] for k in ("mean", "median", "p99")], rel=1e-5)
+    assert on_the_fly["settings"]["bos"] == ("always" if "--text" in source else "document")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5"]  # nothing was left behind
 
 
-def test_text_that_cannot_be_used_is_named(home, model, tmp_path):
+def test_a_budget_takes_sequences_from_all_over_the_text(toy):
+    found = report_of("--dictionary", toy / "post_rope", "--data", toy / "ids.bin", "--model", toy / "toy.pt", "--bos", "none",
+                      "--sequence-length", "48", "--sparsity", "3", "--max-vectors", "500")  # fmt: skip
+    assert found["datasets"][0]["vectors_per_layer_and_kind"] == 500
+    assert "6 of 21 evenly spread sequences" in found["datasets"][0]["sampling"]
+
+
+def test_text_that_cannot_be_used_is_named(toy, tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "ids.bin").write_bytes(np.array([1, 2, 99], np.int32).tobytes())
-    base = ["--dictionary", home / "run/dictionary.pt", "--sparsity", "4"]
-    fails(2, "empty.txt", "--model", "--tokenizer", arguments=[*base, "--text", tmp_path / "empty.txt"])
-    fails(3, "ids.bin", "99", arguments=[*base, "--text", tmp_path / "ids.bin", "--model", model, "--sequence-length", "8"])
-    fails(3, "no-model.pt", arguments=[*base, "--text", tmp_path / "ids.bin", "--model", tmp_path / "no-model.pt"])
-    fails(2, "128", arguments=[*base, "--text", tmp_path / "ids.bin", "--model", model])  # sequence_length 512
-    write_dictionaries(tmp_path / "narrow", dim=8)
-    fails(3, model, "head_dim is 16", "narrow", "8",
-          arguments=["-d", tmp_path / "narrow", "--sparsity", "4", "--text", tmp_path / "ids.bin", "--model", model, "--sequence-length", "8"])  # fmt: skip
+    (tmp_path / "blank.txt").write_text(" \n\t\n")
+    (tmp_path / "ids.bin").write_bytes(np.array([1, 2, 999], np.int32).tobytes())
+    (tmp_path / "alone.pt").write_bytes((toy / "toy.pt").read_bytes())
+    (tmp_path / "cut.pt").write_bytes((toy / "toy.pt").read_bytes()[:2000])
+    write_dictionaries(tmp_path / "wide", dim=16)
+    write_dictionaries(tmp_path / "deep", dim=toy_model.DIM, layers=3)
+    base = ["--sparsity", "3", "-d", toy / "post_rope"]
+    text, model = ["--data", toy / "ids.bin"], ["--model", toy / "toy.pt"]
+    all_fail(
+        (2, "empty.txt", "is text", "--model", [*base, "--data", tmp_path / "empty.txt"]),
+        (3, "empty.txt", "holds no text", [*base, *model, "--data", tmp_path / "empty.txt"]),
+        (3, "blank.txt", "holds no text", [*base, *model, "--ood", tmp_path / "blank.txt"]),
+        (3, "none.txt", [*base, *model, "--text", tmp_path / "none.txt"]),
+        (3, "text.jsonl", "line 1", "body", [*base, *model, "--text", toy / "text.jsonl"]),
+        (2, "tokenizer.json", "--token-ids", [*base, "--model", tmp_path / "alone.pt", "--text", toy / "text.jsonl"]),
+        (3, "none.json", [*base, *model, "--text", toy / "text.jsonl", "--tokenizer", tmp_path / "none.json"]),
+        (3, "ids.bin", "999", "260", [*base, *model, "--data", tmp_path / "ids.bin"]),
+        (3, "none.pt", [*base, *text, "--model", tmp_path / "none.pt"]),
+        (3, "cut.pt", [*base, *text, "--model", tmp_path / "cut.pt"]),
+        (2, "sequence_length is 65", "64", [*base, *text, *model, "--sequence-length", "65"]),
+        (3, toy / "toy.pt", "head_dim is 8", "wide has 16", ["--sparsity", "3", "-d", tmp_path / "wide", *text, *model]),
+        (3, toy / "toy.pt", "2 layers", "deep", "of 3", ["--sparsity", "3", "-d", tmp_path / "deep", *text, *model]),
+    )  # fmt: skip
+
+
+def test_nan_from_the_model_is_counted(tmp_path, toy):
+    toy_model.save(tmp_path / "nan.pt", model=toy_model.ToyModel(nan_id=7))
+    ids = np.random.default_rng(4).integers(8, 256, 480).astype(np.int32)
+    ids[47] = 7  # the last of its sequence: the toy model's means spread it no further
+    ids.tofile(tmp_path / "ids.bin")
+    found = report_of("--dictionary", toy / "post_rope", "--token-ids", tmp_path / "ids.bin", "--model", tmp_path / "nan.pt", "--bos", "none",
+                      "--sequence-length", "48", "--sparsity", "3", "--no-baselines")  # fmt: skip
+    heads = toy_model.KV_HEADS
+    assert found["datasets"][0]["not_finite"] == heads * 2 * toy_model.LAYERS
+    assert all(row["vectors"] == (480 - 1) * heads for row in found["rows"])
 
 
 def test_inputs_that_do_not_fit_each_other_are_both_named(home, tmp_path):
@@ -284,9 +310,8 @@ def test_inputs_that_do_not_fit_each_other_are_both_named(home, tmp_path):
     shallow = activations.write(tmp_path / "shallow.h5", tokens=60, layers=1)
     deep = activations.write(tmp_path / "deep.h5", tokens=60, layers=3, model_sha256="1" * 64)
     rotated = activations.write(tmp_path / "rotated.h5", tokens=60, key_stage="pre_rope")
-    for path, words in ((narrow, ("head_dim is 8", "has 16")), (shallow, ("has 1 layers", "of 2")), (deep, ("has 3 layers", "of 2")),
-                        (rotated, ("pre_rope", "post_rope"))):  # fmt: skip
-        fails(3, path, home / "run", *words, arguments=["--dictionary", home / "run", "--data", path, "--sparsity", "4"])
+    cases = ((narrow, "head_dim is 8", "has 16"), (shallow, "has 1 layers", "of 2"), (deep, "has 3 layers", "of 2"), (rotated, "pre_rope", "post_rope"))
+    all_fail(*((3, path, home / "run", *words, ["--dictionary", home / "run", "--data", path, "--sparsity", "4"]) for path, *words in cases))
     # Layers that were asked for by number may be a part of the model's.
     found = report_of("--dictionary", home / "run", "--data", deep, "--sparsity", "4", "--layers", "0,1")
     assert found["layers"] == [0, 1]
@@ -295,9 +320,11 @@ def test_inputs_that_do_not_fit_each_other_are_both_named(home, tmp_path):
 
 def test_more_atoms_than_there_are_is_a_usage_error(home, tmp_path):
     write_dictionaries(tmp_path / "few", atoms=6)
-    fails(2, "sparsity is 8", "6 atoms", tmp_path / "few", arguments=["--dictionary", tmp_path / "few", "--data", home / "wiki.h5", "--sparsity", "4,8"])
-    fails(2, "sparsity is 17", "head_dim 16", arguments=["--dictionary", home / "run", "--data", home / "wiki.h5", "--sparsity", "17"])
-    fails(2, "layer 7", arguments=["--dictionary", home / "run", "--data", home / "wiki.h5", "--layers", "7"])
+    all_fail(
+        (2, "sparsity is 8", "6 atoms", tmp_path / "few", ["--dictionary", tmp_path / "few", "--data", home / "wiki.h5", "--sparsity", "4,8"]),
+        (2, "sparsity is 17", "head_dim 16", ["--dictionary", home / "run", "--data", home / "wiki.h5", "--sparsity", "17"]),
+        (2, "layer 7", ["--dictionary", home / "run", "--data", home / "wiki.h5", "--layers", "7"]),
+    )
 
 
 def test_files_that_are_missing_or_damaged_are_named(home, tmp_path):
@@ -307,22 +334,28 @@ def test_files_that_are_missing_or_damaged_are_named(home, tmp_path):
     (tmp_path / "cut.pt").write_bytes((run_folder / "dictionary.pt").read_bytes()[:1000])
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    for bad in ("cut.h5", "other.h5", "none.h5", "none-*.h5"):
-        fails(3, bad, arguments=["--dictionary", run_folder, "--data", tmp_path / bad])
-    for bad in ("cut.safetensors", "cut.pt", "none.pt", "none.safetensors"):
-        fails(3, bad, arguments=["--dictionary", tmp_path / bad, "--data", data])
-    fails(3, "dictionary.safetensors", arguments=["--dictionary", tmp_path, "--data", data])
+    all_fail(*((3, bad, ["--dictionary", run_folder, "--data", tmp_path / bad]) for bad in ("cut.h5", "other.h5", "none.h5", "none-*.h5")),
+             *((3, bad, ["--dictionary", tmp_path / bad, "--data", data]) for bad in ("cut.safetensors", "cut.pt", "none.pt", "none.safetensors")),
+             (3, "dictionary.safetensors", ["--dictionary", tmp_path, "--data", data]))  # fmt: skip
 
 
-def test_wrong_usage_is_named(home):
+def test_wrong_usage_is_named(home, tmp_path):
     base = ["--dictionary", home / "run", "--data", home / "wiki.h5"]
-    fails(2, "dictionary", arguments=["--data", home / "wiki.h5"])
-    fails(2, "data", arguments=["--dictionary", home / "run"])
-    fails(2, "--sparcity", "--sparsity", arguments=[*base, "--sparcity", "4"])
-    fails(2, "sparsity", "0", arguments=[*base, "--sparsity", "0,4"])
-    fails(2, "tolerance", "1.5", arguments=[*base, "--tolerance", "1.5"])
-    fails(2, "selection", arguments=[*base, "--selection", "best"])
-    fails(2, "bos", "maybe", arguments=[*base, "--bos", "maybe"])
+    (tmp_path / "c.yaml").write_text("max_vectors: 10\nsparcity: [4]\n")
+    all_fail(
+        (2, "dictionary", ["--data", home / "wiki.h5"]),
+        (2, "data", ["--dictionary", home / "run"]),
+        (2, "--sparcity", "--sparsity", [*base, "--sparcity", "4"]),
+        (2, "c.yaml:2", "sparcity", "'sparsity'", [*base, "-c", tmp_path / "c.yaml"]),
+        (2, "sparsity", "0", [*base, "--sparsity", "0,4"]),
+        (2, "sparsity", "four", [*base, "--sparsity", "4,four"]),
+        (2, "sparsity", "4.5", [*base, "--sparsity", "4.5"]),
+        (2, "sparsity", "''", [*base, "--sparsity", "4,,8"]),
+        (2, "tolerance", "1.5", [*base, "--tolerance", "1.5"]),
+        (2, "selection", [*base, "--selection", "best"]),
+        (2, "bos", "maybe", [*base, "--bos", "maybe"]),
+        (2, "sequence_length is -1", [*base, "--sequence-length", "-1"]),
+    )  # fmt: skip
 
 
 def test_an_output_that_exists_or_cannot_be_written(home, tmp_path):
@@ -333,9 +366,9 @@ def test_an_output_that_exists_or_cannot_be_written(home, tmp_path):
     run(*base, "-o", tmp_path / "out", "--overwrite")
     assert json.loads((tmp_path / "out/report.json").read_text())["rows"] == before["rows"]
     (tmp_path / "file").write_text("")
-    fails(2, tmp_path / "file", arguments=[*base, "-o", tmp_path / "file"])
-    fails(4, "/dev/full", arguments=[*base, "-o", "/dev/full"])
-    fails(4, "/proc/none", arguments=[*base, "-o", "/proc/none"])
+    all_fail((2, tmp_path / "file", [*base, "-o", tmp_path / "file"]),
+             (4, "/dev/full", [*base, "-o", "/dev/full"]),
+             (4, "/proc/none", [*base, "-o", "/proc/none"]))  # fmt: skip
     with open("/dev/full", "w") as full:
         done = subprocess.run([EVAL, *map(str, base)], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 4 and "standard output" in done.stderr
@@ -344,6 +377,34 @@ def test_an_output_that_exists_or_cannot_be_written(home, tmp_path):
     done = run(*base, "-o", tmp_path / "full", code=4, preexec_fn=limit)
     assert "report.json" in done.stderr
     assert not (tmp_path / "full").exists()
+
+
+def test_a_folder_that_may_not_be_written(home):
+    """As a user who is not root, who may write anywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        other = Path(folder) / "others"
+        other.mkdir(mode=0o555)
+        for name in ("run/dictionary.pt", "code.h5"):
+            shutil.copy(home / name, folder)
+            os.chmod(Path(folder) / Path(name).name, 0o644)
+        become = (lambda: os.setuid(65534)) if os.geteuid() == 0 else None
+        if become and subprocess.run([EVAL, "--version"], capture_output=True, preexec_fn=become).returncode:
+            pytest.skip("another user cannot run the program here")
+        done = run("-d", Path(folder) / "dictionary.pt", "--data", Path(folder) / "code.h5", "-o", other, code=4, preexec_fn=become)
+        assert str(other) in done.stderr and "Permission denied" in done.stderr
+
+
+def test_a_stop_while_the_model_runs(toy, tmp_path):
+    toy_model.save(tmp_path / "slow.pt", model=toy_model.ToyModel(milliseconds=2000))
+    command = [EVAL, "-d", toy / "post_rope", "--data", toy / "ids.bin", "--model", tmp_path / "slow.pt", "--sparsity", "3", "-o", tmp_path / "out"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "stopped" in stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
