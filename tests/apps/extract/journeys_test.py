@@ -215,6 +215,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(both, tmp_path):
     assert size <= plan["bytes"] <= 2 * size  # tiny files are mostly headers
 
 
+def test_the_example_in_the_documentation_runs(both, tmp_path):
+    run(*both, "-o", tmp_path / "activations.h5")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text()
+    example = next(part.split("```")[0] for part in page.split("```python\n")[1:] if "h5py" in part.split("```")[0])
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith(f"({len(DOCUMENTS[0]) + 3}, {toy_model.KV_HEADS}, {toy_model.DIM}) "), done
+
+
 # --- Stopping and going on ---------------------------------------------------------------------------------------------
 
 
