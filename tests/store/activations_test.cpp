@@ -14,7 +14,7 @@
 
 #include "lexico/error.h"
 #include "store/sample_activations.h"
-#include "store/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace lexico {
 namespace {
@@ -62,7 +62,7 @@ void expect_vectors(ActivationReader& reader, std::int64_t first_token, float to
 
 TEST(Activations, RowsComeBackByTokenAndHead) {
   const TemporaryFolder folder;
-  const std::string path = folder / "a.h5";
+  const std::string path = folder.file("a.h5");
   write_sample(
       path,
       sample_info(1537));  // 4611 rows: two whole chunks and a part, and a short last sequence
@@ -78,8 +78,8 @@ TEST(Activations, SizesThatLookLikeAddressesAreNotTakenForDamage) {
     ActivationInfo info = sample_info(2048);  // the byte at which a file's texts begin
     info.kv_heads = 1;
     info.head_dim = dim;
-    write_sample(folder / "a.h5", info);
-    EXPECT_EQ(ActivationReader(folder / "a.h5").num_rows(), 2048);
+    write_sample(folder.file("a.h5"), info);
+    EXPECT_EQ(ActivationReader(folder.file("a.h5")).num_rows(), 2048);
   }
 }
 
@@ -87,8 +87,8 @@ TEST(Activations, Float32IsExact) {
   const TemporaryFolder folder;
   ActivationInfo info = sample_info(700);
   info.half = false;
-  write_sample(folder / "a.h5", info);
-  ActivationReader reader(folder / "a.h5");
+  write_sample(folder.file("a.h5"), info);
+  ActivationReader reader(folder.file("a.h5"));
   EXPECT_FALSE(reader.is_half());
   expect_vectors(reader, 0, 0.0f);
   std::vector<std::uint16_t> bits(20);
@@ -102,8 +102,8 @@ TEST(Activations, TheInfoComesBack) {
   ActivationInfo info = sample_info(25);
   info.key_stage = KeyStage::kPreRope;
   info.shard_index = 0, info.shard_count = 3;
-  write_sample(folder / "a.h5", info);
-  const ActivationInfo got = ActivationReader(folder / "a.h5").info();
+  write_sample(folder.file("a.h5"), info);
+  const ActivationInfo got = ActivationReader(folder.file("a.h5")).info();
   EXPECT_EQ(got.model, info.model);
   EXPECT_EQ(got.model_sha256, info.model_sha256);
   EXPECT_EQ(got.corpora, info.corpora);
@@ -122,8 +122,8 @@ TEST(Activations, TheInfoComesBack) {
 
 TEST(Activations, TokensComeBack) {
   const TemporaryFolder folder;
-  write_sample(folder / "a.h5", sample_info(55));
-  ActivationReader reader(folder / "a.h5");
+  write_sample(folder.file("a.h5"), sample_info(55));
+  ActivationReader reader(folder.file("a.h5"));
   std::vector<std::int32_t> id(20), position(20), document(20);
   reader.read_tokens(35, 20, id.data(), position.data(), document.data());
   for (int i = 0; i < 20; ++i) {
@@ -141,10 +141,10 @@ TEST(Activations, TokensComeBack) {
 
 TEST(Activations, EqualCallsGiveEqualBytes) {
   const TemporaryFolder folder;
-  write_sample(folder / "a.h5", sample_info(1000));
+  write_sample(folder.file("a.h5"), sample_info(1000));
   ::sleep(1);  // HDF5 would store the second an object was made in
-  write_sample(folder / "b.h5", sample_info(1000));
-  EXPECT_EQ(test::bytes_of(folder / "a.h5"), test::bytes_of(folder / "b.h5"));
+  write_sample(folder.file("b.h5"), sample_info(1000));
+  EXPECT_EQ(test::bytes_of(folder.file("a.h5")), test::bytes_of(folder.file("b.h5")));
 }
 
 TEST(Activations, ShardsInAFolderReadAsOne) {
@@ -154,11 +154,9 @@ TEST(Activations, ShardsInAFolderReadAsOne) {
   for (int i = 0; i < 3; ++i) {
     info.shard_index = i;
     info.num_tokens = i == 2 ? 5 : 30;
-    write_sample(folder / std::string("activations-0000").append(std::to_string(i)).append(".h5"),
-                 info,
-                 i * 30);
+    write_sample(folder.file("activations-0000" + std::to_string(i) + ".h5"), info, i * 30);
   }
-  ActivationReader whole(folder.path());
+  ActivationReader whole(folder.path().string());
   EXPECT_EQ(whole.info().num_tokens, 65);
   EXPECT_EQ(whole.files().size(), 3u);
   expect_vectors(whole, 0, 1.0f / 2048);
@@ -170,15 +168,15 @@ TEST(Activations, ShardsInAFolderReadAsOne) {
   whole.read_tokens(28, 35, id.data(), nullptr, nullptr);
   EXPECT_EQ(id[34], 1062);
 
-  ActivationReader part(folder / "activations-0000[12].h5");
+  ActivationReader part(folder.file("activations-0000[12].h5"));
   EXPECT_EQ(part.info().num_tokens, 35);
   expect_vectors(part, 30, 1.0f / 2048);
 
-  fs::remove(folder / "activations-00001.h5");
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path()); }),
+  fs::remove(folder.file("activations-00001.h5"));
+  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
              "holds 2 of 3 shards");
-  write_sample(folder / "activations-00001.h5", info, 60);
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path()); }),
+  write_sample(folder.file("activations-00001.h5"), info, 60);
+  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
              "is shard 2, and so is");
 }
 
@@ -188,31 +186,34 @@ TEST(Activations, MoreShardsThanFilesMayBeOpenAtOnce) {
   info.shard_count = 70;
   for (int i = 0; i < 70; ++i) {
     info.shard_index = i;
-    write_sample(folder / std::to_string(100 + i).append(".h5"), info, i * 10);
+    write_sample(folder.file(std::to_string(100 + i)).append(".h5"), info, i * 10);
   }
-  ActivationReader reader(folder.path());
+  ActivationReader reader(folder.path().string());
   expect_vectors(reader, 0, 1.0f / 2048);
 }
 
 TEST(Activations, ShardsThatDoNotFitAreNamedWithTheAttribute) {
   const TemporaryFolder folder;
-  write_sample(folder / "a.h5", sample_info(10));
+  write_sample(folder.file("a.h5"), sample_info(10));
   ActivationInfo other = sample_info(10);
   other.head_dim = 16;
-  write_sample(folder / "b.h5", other);
-  const std::string error = error_of<IoError>([&] { ActivationReader reader(folder / "*.h5"); });
+  write_sample(folder.file("b.h5"), other);
+  const std::string error =
+      error_of<IoError>([&] { ActivationReader reader(folder.file("*.h5")); });
   EXPECT_HAS(error, "b.h5: attribute 'head_dim' is 16, but 20 in ");
   EXPECT_HAS(error, "a.h5");
   other = sample_info(10);
   other.model_sha256 = "other";
-  write_sample(folder / "b.h5", other);
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder / "*.h5"); }),
+  write_sample(folder.file("b.h5"), other);
+  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.file("*.h5")); }),
              "'model_sha256'");
   other = sample_info(10);
   other.plan_hash = "other";
-  write_sample(folder / "b.h5", other);
-  EXPECT_EQ(ActivationReader(folder / "*.h5").num_rows(), 60);  // two runs: a glob may name both
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path()); }), "different runs");
+  write_sample(folder.file("b.h5"), other);
+  EXPECT_EQ(ActivationReader(folder.file("*.h5")).num_rows(),
+            60);  // two runs: a glob may name both
+  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
+             "different runs");
 }
 
 TEST(Activations, QueryMomentsAreAveragedByTokens) {
@@ -220,24 +221,24 @@ TEST(Activations, QueryMomentsAreAveragedByTokens) {
   ActivationInfo info = sample_info(10);
   std::vector<float> moments(2 * 3 * 20 * 20, 1.0f);
   info.shard_count = 2;
-  write_sample(folder / "a.h5", info, 0, moments.data());
+  write_sample(folder.file("a.h5"), info, 0, moments.data());
   info.shard_index = 1;
   info.num_tokens = 30;
   moments.assign(moments.size(), 5.0f);
-  write_sample(folder / "b.h5", info, 10, moments.data());
-  ActivationReader reader(folder.path());
+  write_sample(folder.file("b.h5"), info, 10, moments.data());
+  ActivationReader reader(folder.path().string());
   const std::vector<float> mean = reader.query_second_moment(1);
   ASSERT_EQ(mean.size(), 3u * 20 * 20);
   EXPECT_FLOAT_EQ(mean[7], 4.0f);
 
-  write_sample(folder / "c.h5", info, 10);
-  EXPECT_TRUE(ActivationReader(folder / "c.h5").query_second_moment(0).empty());
+  write_sample(folder.file("c.h5"), info, 10);
+  EXPECT_TRUE(ActivationReader(folder.file("c.h5")).query_second_moment(0).empty());
 }
 
 TEST(Activations, OutOfBoundsIsRefused) {
   const TemporaryFolder folder;
-  write_sample(folder / "a.h5", sample_info(10));
-  ActivationReader reader(folder / "a.h5");
+  write_sample(folder.file("a.h5"), sample_info(10));
+  ActivationReader reader(folder.file("a.h5"));
   std::vector<float> rows(40 * 20);
   EXPECT_HAS(error_of<InvalidArgument>([&] { reader.read(2, Kind::kKeys, 0, 1, rows.data()); }),
              "layer is 2, must be in [0, 2)");
@@ -254,18 +255,18 @@ TEST(Activations, WhatIsNoActivationFileIsNamed) {
   const auto open = [&](const std::string& path) {
     return error_of<IoError>([&] { ActivationReader reader(path); });
   };
-  EXPECT_HAS(open(folder / "none.h5"), "none.h5: No such file");
-  EXPECT_HAS(open(folder / "none*.h5"), "no file matches");
-  EXPECT_HAS(open(folder.path()), "holds no .h5 file");
+  EXPECT_HAS(open(folder.file("none.h5")), "none.h5: No such file");
+  EXPECT_HAS(open(folder.file("none*.h5")), "no file matches");
+  EXPECT_HAS(open(folder.path().string()), "holds no .h5 file");
   EXPECT_HAS(open("/dev/null"), "not a regular file");
-  std::ofstream(folder / "empty.h5").close();
-  EXPECT_HAS(open(folder / "empty.h5"), "empty.h5: is empty");
-  std::ofstream(folder / "text.h5") << "this is no HDF5 file, but some text";
-  EXPECT_HAS(open(folder / "text.h5"), "text.h5: cannot be opened as HDF5");
-  write_sample(folder / "good.h5", sample_info(100));
-  const std::string bytes = test::bytes_of(folder / "good.h5");
-  std::ofstream(folder / "cut.h5", std::ios::binary) << bytes.substr(0, bytes.size() / 2);
-  EXPECT_HAS(open(folder / "cut.h5"), "cut.h5: cannot be opened as HDF5: truncated file");
+  std::ofstream(folder.file("empty.h5")).close();
+  EXPECT_HAS(open(folder.file("empty.h5")), "empty.h5: is empty");
+  std::ofstream(folder.file("text.h5")) << "this is no HDF5 file, but some text";
+  EXPECT_HAS(open(folder.file("text.h5")), "text.h5: cannot be opened as HDF5");
+  write_sample(folder.file("good.h5"), sample_info(100));
+  const std::string bytes = test::bytes_of(folder.file("good.h5"));
+  std::ofstream(folder.file("cut.h5"), std::ios::binary) << bytes.substr(0, bytes.size() / 2);
+  EXPECT_HAS(open(folder.file("cut.h5")), "cut.h5: cannot be opened as HDF5: truncated file");
 }
 
 TEST(Activations, ValuesThatCannotBeStoredAreNamed) {
@@ -274,7 +275,7 @@ TEST(Activations, ValuesThatCannotBeStoredAreNamed) {
   const auto error_with = [&](float bad, bool half) {
     ActivationInfo own = info;
     own.half = half;
-    ActivationWriter writer(folder / "a.h5", own);
+    ActivationWriter writer(folder.file("a.h5"), own);
     SampleBatch batch(own, 0, 2, 10);
     // layer 1, sequence 1, head 2, position 4, component 17
     batch.values[static_cast<std::size_t>((((1 * 2 + 1) * 3 + 2) * 10 + 4) * 20 + 17)] = bad;
@@ -295,9 +296,9 @@ TEST(Activations, NothingUnfinishedGetsTheName) {
   const TemporaryFolder folder;
   const ActivationInfo info = sample_info(20);
   {
-    ActivationWriter writer(folder / "a.h5", info);
+    ActivationWriter writer(folder.file("a.h5"), info);
     writer.append(SampleBatch(info, 0, 1, 10).view);
-    EXPECT_TRUE(fs::exists(folder / "a.h5.partial"));
+    EXPECT_TRUE(fs::exists(folder.file("a.h5.partial")));
     EXPECT_HAS(error_of<InvalidArgument>([&] { writer.finish(); }),
                "10 tokens were written, planned were 20");
     EXPECT_HAS(error_of<InvalidArgument>([&] { writer.append(SampleBatch(info, 0, 3, 10).view); }),
@@ -306,7 +307,7 @@ TEST(Activations, NothingUnfinishedGetsTheName) {
   EXPECT_TRUE(fs::is_empty(folder.path()));
   ActivationInfo none = info;
   none.num_tokens = 0;
-  EXPECT_THROW(ActivationWriter(folder / "a.h5", none), InvalidArgument);
+  EXPECT_THROW(ActivationWriter(folder.file("a.h5"), none), InvalidArgument);
 }
 
 TEST(Activations, APartialFileCutOffIsNotComplete) {
@@ -314,31 +315,31 @@ TEST(Activations, APartialFileCutOffIsNotComplete) {
   ActivationInfo info = sample_info(20);
   // A writer that is killed leaves its .partial: as a file of that moment it must be refused.
   if (const pid_t child = ::fork(); child == 0) {
-    ActivationWriter writer(folder / "a.h5", info);
+    ActivationWriter writer(folder.file("a.h5"), info);
     writer.append(SampleBatch(info, 0, 1, 10).view);
     ::kill(::getpid(), SIGKILL);
   } else {
     ::waitpid(child, nullptr, 0);
   }
-  ASSERT_TRUE(fs::exists(folder / "a.h5.partial"));
-  EXPECT_THROW(ActivationReader(folder / "a.h5.partial"), IoError);
-  write_sample(folder / "a.h5", info);  // over the remains
-  EXPECT_FALSE(fs::exists(folder / "a.h5.partial"));
-  EXPECT_EQ(ActivationReader(folder / "a.h5").num_rows(), 60);
+  ASSERT_TRUE(fs::exists(folder.file("a.h5.partial")));
+  EXPECT_THROW(ActivationReader(folder.file("a.h5.partial")), IoError);
+  write_sample(folder.file("a.h5"), info);  // over the remains
+  EXPECT_FALSE(fs::exists(folder.file("a.h5.partial")));
+  EXPECT_EQ(ActivationReader(folder.file("a.h5")).num_rows(), 60);
 }
 
 TEST(Activations, TwoWritersOfOneFileAreRefused) {
   const TemporaryFolder folder;
-  ActivationWriter first(folder / "a.h5", sample_info(20));
-  EXPECT_HAS(
-      error_of<ResourceError>([&] { ActivationWriter second(folder / "a.h5", sample_info(20)); }),
-      "another process is writing it");
+  ActivationWriter first(folder.file("a.h5"), sample_info(20));
+  EXPECT_HAS(error_of<ResourceError>(
+                 [&] { ActivationWriter second(folder.file("a.h5"), sample_info(20)); }),
+             "another process is writing it");
 }
 
 TEST(Activations, WhereNothingCanBeWrittenThePathIsNamed) {
   const TemporaryFolder folder;
   EXPECT_HAS(
-      error_of<ResourceError>([&] { ActivationWriter(folder / "none/a.h5", sample_info(20)); }),
+      error_of<ResourceError>([&] { ActivationWriter(folder.file("none/a.h5"), sample_info(20)); }),
       "none/a.h5.partial: cannot be written: No such file");
   EXPECT_HAS(error_of<ResourceError>([] { ActivationWriter("/dev/full/a.h5", sample_info(20)); }),
              "Not a directory");
@@ -374,7 +375,7 @@ TEST(Activations, NoSpaceAtAnyPointLeavesNothingBehind) {
   const TemporaryFolder folder;
   const auto bytes = static_cast<rlim_t>(ActivationWriter::file_bytes(sample_info(3000)));
   for (rlim_t most : {rlim_t{0}, rlim_t{100}, rlim_t{5000}, bytes / 4, bytes / 2, bytes * 9 / 10})
-    EXPECT_EQ(write_with_little_space(folder / "a.h5", most, 3000), 0) << most << " bytes";
+    EXPECT_EQ(write_with_little_space(folder.file("a.h5"), most, 3000), 0) << most << " bytes";
 }
 
 TEST(Activations, TheForecastOfBytesIsClose) {
@@ -382,8 +383,8 @@ TEST(Activations, TheForecastOfBytesIsClose) {
   for (std::int64_t tokens : {1, 10, 700, 9000}) {
     ActivationInfo info = sample_info(tokens);
     std::vector<float> moments(2 * 3 * 20 * 20, 1.0f);
-    write_sample(folder / "a.h5", info, 0, moments.data());
-    const auto is = static_cast<double>(fs::file_size(folder / "a.h5"));
+    write_sample(folder.file("a.h5"), info, 0, moments.data());
+    const auto is = static_cast<double>(fs::file_size(folder.file("a.h5")));
     const auto said = static_cast<double>(ActivationWriter::file_bytes(info));
     EXPECT_LE(is, said);
     EXPECT_GE(is, said * 0.75 - 65536) << tokens;
@@ -395,19 +396,19 @@ class ForeignFile : public ::testing::Test {
  protected:
   template <typename Edit>
   std::string error_after(const Edit& edit) {
-    write_sample(folder_ / "a.h5", sample_info(10));
-    const hid_t file = H5Fopen((folder_ / "a.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
+    write_sample(folder_.file("a.h5"), sample_info(10));
+    const hid_t file = H5Fopen((folder_.file("a.h5")).c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
     EXPECT_GE(file, 0);
     edit(file);
     EXPECT_GE(H5Fclose(file), 0);
-    return error_of<IoError>([&] { ActivationReader reader(folder_ / "a.h5"); });
+    return error_of<IoError>([&] { ActivationReader reader(folder_.file("a.h5")); });
   }
 
   TemporaryFolder folder_;
 };
 
 TEST_F(ForeignFile, ExternalLinkIsRefused) {
-  write_sample(folder_ / "other.h5", sample_info(10));
+  write_sample(folder_.file("other.h5"), sample_info(10));
   EXPECT_HAS(
       error_after([](hid_t file) {
         H5Ldelete(file, "/layers/01/keys", H5P_DEFAULT);
@@ -480,9 +481,9 @@ TEST(Activations, OpenInH5pyUnderTheDocumentedNames) {
   if (!fs::exists(python)) GTEST_SKIP() << "no " << python;
   const TemporaryFolder folder;
   std::vector<float> moments(2 * 3 * 20 * 20, 1.5f);
-  write_sample(folder / "a.h5", sample_info(700), 0, moments.data());
+  write_sample(folder.file("a.h5"), sample_info(700), 0, moments.data());
   const std::string command =
-      python + " " LEXICO_SOURCE_DIR "/tests/store/check_with_h5py.py " + (folder / "a.h5");
+      python + " " LEXICO_SOURCE_DIR "/tests/store/check_with_h5py.py " + (folder.file("a.h5"));
   EXPECT_EQ(std::system(command.c_str()), 0);
 }
 
@@ -491,9 +492,9 @@ TEST(Activations, AFileMadeWithH5pyOpens) {
   if (!fs::exists(python)) GTEST_SKIP() << "no " << python;
   const TemporaryFolder folder;
   const std::string command =
-      python + " " LEXICO_SOURCE_DIR "/tests/store/make_with_h5py.py " + (folder / "a.h5");
+      python + " " LEXICO_SOURCE_DIR "/tests/store/make_with_h5py.py " + (folder.file("a.h5"));
   ASSERT_EQ(std::system(command.c_str()), 0);
-  ActivationReader reader(folder / "a.h5");
+  ActivationReader reader(folder.file("a.h5"));
   EXPECT_EQ(reader.num_rows(), 6);
   EXPECT_EQ(reader.info().model, "");
   std::vector<float> row(4);

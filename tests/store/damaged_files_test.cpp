@@ -15,7 +15,7 @@
 #include "lexico/activations.h"
 #include "lexico/error.h"
 #include "store/sample_activations.h"
-#include "store/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace lexico {
 namespace {
@@ -91,8 +91,8 @@ class DamagedFile : public ::testing::Test {
  protected:
   void SetUp() override {
     std::vector<float> moments(2 * 3 * 20 * 20, 1.0f);
-    test::write_sample(folder_ / "good.h5", test::sample_info(20), 0, moments.data());
-    good_ = test::bytes_of(folder_ / "good.h5");
+    test::write_sample(folder_.file("good.h5"), test::sample_info(20), 0, moments.data());
+    good_ = test::bytes_of(folder_.file("good.h5"));
     ASSERT_FALSE(good_.empty());
   }
 

@@ -7,8 +7,12 @@
 #include <random>
 #include <vector>
 
+#include "core/half.h"
+
 namespace lexico::store {
 namespace {
+
+using detail::float_from_half;
 
 std::vector<float> to_float_all(const std::vector<std::uint16_t>& bits) {
   std::vector<float> values(bits.size());
@@ -24,19 +28,19 @@ TEST(Half, EveryHalfSurvivesFloatAndBack) {
   EXPECT_FALSE(to_half(values.data(), values.size(), back.data()));
   for (std::size_t i = 0; i < all.size(); ++i) {
     if (std::isnan(values[i])) {
-      EXPECT_TRUE(std::isnan(to_float(back[i])));
+      EXPECT_TRUE(std::isnan(float_from_half(back[i])));
       continue;
     }
     ASSERT_EQ(back[i], all[i]);
     ASSERT_EQ(to_half(values[i]), all[i]);
-    ASSERT_EQ(std::bit_cast<std::uint32_t>(to_float(all[i])),
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(float_from_half(all[i])),
               std::bit_cast<std::uint32_t>(values[i]));
   }
 }
 
 TEST(Half, RoundsToNearestEvenAsTheDoubleBetweenTwoHalvesSays) {
   for (std::uint16_t low = 0; low < 0x7bff; ++low) {
-    const double a = to_float(low), b = to_float(static_cast<std::uint16_t>(low + 1));
+    const double a = float_from_half(low), b = float_from_half(static_cast<std::uint16_t>(low + 1));
     const auto middle = static_cast<float>((a + b) / 2);  // exact: one more bit than a half has
     const std::uint16_t even = low % 2 == 0 ? low : static_cast<std::uint16_t>(low + 1);
     const float below = std::nextafter(middle, 0.0f), above = std::nextafter(middle, 1e9f);
@@ -64,7 +68,7 @@ TEST(Half, TellsWhatCannotBeStored) {
   const std::vector<float> most(20, 65519.996f);
   std::vector<std::uint16_t> bits(20);
   EXPECT_TRUE(to_half(most.data(), most.size(), bits.data()));
-  EXPECT_EQ(to_float(bits[0]), 65504.0f);
+  EXPECT_EQ(float_from_half(bits[0]), 65504.0f);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cmath>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -77,6 +79,11 @@ inline void write_sample(const std::string& path,
     done += batch * length;
   }
   writer.finish(moments);
+}
+
+inline std::string bytes_of(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
 }  // namespace lexico::test

@@ -4,7 +4,7 @@
 #include <fstream>
 
 #include "lexico/error.h"
-#include "store/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace lexico {
 namespace {
@@ -38,8 +38,8 @@ TEST(Sha256, DoesNotDependOnThePieces) {
 TEST(Sha256, OfAFileIsThatOfItsBytes) {
   const test::TemporaryFolder folder;
   const std::string text(3'000'001, 'x');
-  std::ofstream(folder / "file", std::ios::binary) << text;
-  EXPECT_EQ(sha256_of_file(folder / "file"), sum_of(text));
+  std::ofstream(folder.file("file"), std::ios::binary) << text;
+  EXPECT_EQ(sha256_of_file(folder.file("file")), sum_of(text));
 }
 
 TEST(Sha256, MissingFileIsNamed) {

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#include "core/half.h"
+
 namespace lexico::store {
 
 std::uint16_t to_half(float value) {
@@ -23,17 +25,6 @@ std::uint16_t to_half(float value) {
   return sign | static_cast<std::uint16_t>((rounded - 0x38000000u) >> 13);
 }
 
-float to_float(std::uint16_t bits) {
-  const std::uint32_t sign = (bits & 0x8000u) << 16;
-  const std::uint32_t exponent = bits >> 10 & 31u, mantissa = bits & 0x3ffu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(mantissa) * (1.0f / 16777216.0f);
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
-}
-
 namespace {
 
 bool to_half_plain(const float* from, std::size_t count, std::uint16_t* to) {
@@ -46,7 +37,7 @@ bool to_half_plain(const float* from, std::size_t count, std::uint16_t* to) {
 }
 
 void to_float_plain(const std::uint16_t* from, std::size_t count, float* to) {
-  for (std::size_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
+  for (std::size_t i = 0; i < count; ++i) to[i] = detail::float_from_half(from[i]);
 }
 
 #if defined(__x86_64__)

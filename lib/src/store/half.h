@@ -10,8 +10,7 @@ namespace lexico::store {
 bool to_half(const float* from, std::size_t count, std::uint16_t* to);
 void to_float(const std::uint16_t* from, std::size_t count, float* to);
 
-/// The same in portable code: what the fast ones must agree with.
+/// The first in portable code, which the fast one must agree with; core/half.h has the second.
 std::uint16_t to_half(float value);
-float to_float(std::uint16_t bits);
 
 }  // namespace lexico::store
