@@ -56,6 +56,7 @@ Outcome read_damaged(const std::string& folder,
       for (int i = next; i < count; ++i) {
         ::alarm(5);
         const std::string path = folder + "/damaged.h5";
+        ::unlink(path.c_str());  // file systems sync a file that is cut to nothing and rewritten
         std::ofstream(path, std::ios::binary) << damaged(i);
         char result = 'w';
         try {
