@@ -27,7 +27,7 @@ struct ExtractConfig {
     visit("text",
           self.text,
           "[name=]FILE to run the model on: .txt, or .jsonl with one document a line; repeatable");
-    visit("field", self.field, "of each line of a .jsonl text");
+    visit("field", self.field, "key of the text in each line of a .jsonl file");
     visit("token_ids",
           self.token_ids,
           "[name=]FILE of token ids instead of text: .bin (int32) or .safetensors; repeatable");
@@ -44,11 +44,11 @@ struct ExtractConfig {
           "keys after RoPE as the cache holds them (post_rope), or with it undone (pre_rope)");
     visit(
         "query_moments", self.query_moments, "also store the mean of q q^T per layer and KV head");
-    visit("dtype", self.dtype, "of the stored vectors: float16 or float32");
+    visit("dtype", self.dtype, "type of the stored vectors: float16 or float32");
     visit("max_vectors",
           self.max_vectors,
           "budget per layer and kind; sequences are picked evenly over all texts; 0: all");
-    visit("seed", self.seed, "where the even picking starts");
+    visit("seed", self.seed, "which sequences are picked under max_vectors");
     visit("shard_vectors",
           self.shard_vectors,
           "vectors per layer and kind in each file of a folder; 0: files of about 2 GB");
@@ -63,12 +63,10 @@ struct ExtractConfig {
     visit("dry_run",
           self.dry_run,
           "print the plan (tokens, vectors, bytes, free disk, time) and stop");
-    visit("benchmark",
-          self.benchmark,
-          "also time the bare model on some batches, before and after, to compare");
+    visit("benchmark", self.benchmark, "also time the bare model on every third batch, to compare");
     visit("json", self.json, "print the result as JSON on stdout");
-    visit("device", self.device, "that runs the model: auto, cpu, cuda or cuda:1");
-    visit("threads", self.threads, "of the CPU for the model; 0: all the machine has");
+    visit("device", self.device, "where the model runs: auto, cpu, cuda or cuda:1");
+    visit("threads", self.threads, "CPU threads for the model; 0: all the machine has");
   }
 
   /// @throws InvalidArgument naming the option, its value and its bound.

@@ -111,6 +111,13 @@ class WriterThread {
     changed_.notify_all();
   }
 
+  /// Waits until the batches so far are written. @throws what went wrong in writing.
+  void wait_until_idle() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return error_ || (waiting_.empty() && !busy_); });
+    if (error_) std::rethrow_exception(error_);
+  }
+
   /// Waits until all is written. @throws what went wrong.
   void finish() {
     {
@@ -130,6 +137,7 @@ class WriterThread {
         {
           const std::lock_guard lock(mutex_);
           idle_.push_back(batch);
+          busy_ = false;
         }
         changed_.notify_all();
       }
@@ -147,6 +155,7 @@ class WriterThread {
     if (give_up_ || waiting_.empty()) return nullptr;
     Batch* batch = waiting_.front();
     waiting_.pop_front();
+    busy_ = true;
     return batch;
   }
 
@@ -204,7 +213,7 @@ class WriterThread {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Batch*> idle_, waiting_;
-  bool no_more_ = false, give_up_ = false;
+  bool no_more_ = false, give_up_ = false, busy_ = false;
   std::exception_ptr error_;
   std::thread thread_;  // last: it uses the others
 };
@@ -213,32 +222,24 @@ void run_model(LanguageModel& model, const Plan& plan, Batch& batch) {
   model.forward(batch.ids.data(), batch.size, batch.length, plan.query_moments, batch.cache);
 }
 
-/// Tokens per second of the model alone on batches spread over the run, warmed up.
+/// Of the model alone, with nothing beside it: the same batches, right before they are extracted,
+/// so that a machine that others use too slows both alike.
 class Bare {
  public:
-  void time(LanguageModel& model, const Corpus& corpus, const Plan& plan, int num_batches) {
-    Batch batch;
-    for (int i = -1; i < num_batches; ++i) {
-      if (stop_requested()) return;
-      BatchMaker maker(corpus,
-                       plan,
-                       static_cast<std::size_t>(std::max(i, 0)) * plan.shards.size() /
-                           static_cast<std::size_t>(num_batches));
-      maker.fill(batch);
-      const auto begin = Clock::now();
-      run_model(model, plan, batch);
-      if (i < 0) continue;
-      seconds_ += seconds_since(begin);
-      tokens_ += static_cast<double>(batch.num_tokens());
-    }
+  void time(LanguageModel& model, const Plan& plan, Batch& batch) {
+    const auto begin = Clock::now();
+    run_model(model, plan, batch);
+    seconds_ += seconds_since(begin);
+    tokens_ += static_cast<double>(batch.num_tokens());
   }
+  double seconds() const { return seconds_; }
   double tokens_per_s() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
 
  private:
   double seconds_ = 0, tokens_ = 0;
 };
 
-constexpr int kBareBatches = 5;  // before the run, and again after it
+constexpr int kBareEvery = 3;  // batches, with --benchmark
 
 }  // namespace
 
@@ -250,7 +251,7 @@ ExtractionResult extract(LanguageModel& model,
                          bool benchmark) {
   ExtractionResult result;
   Bare bare;
-  if (benchmark) bare.time(model, corpus, plan, kBareBatches);
+  std::int64_t batches = 0;
   Progress progress("extracting", static_cast<double>(plan.num_tokens), "tokens");
   std::int64_t tokens_before = 0;
   for (std::size_t i = 0; i < finished.size(); ++i)
@@ -265,6 +266,10 @@ ExtractionResult extract(LanguageModel& model,
         if (stop_requested()) throw Interrupted("stopped");
         Batch& batch = writer.next_free();
         maker.fill(batch);
+        if (benchmark && batches++ % kBareEvery == 0) {
+          writer.wait_until_idle();
+          bare.time(model, plan, batch);
+        }
         const auto before = Clock::now();
         run_model(model, plan, batch);
         result.model_seconds += seconds_since(before);
@@ -275,15 +280,17 @@ ExtractionResult extract(LanguageModel& model,
     }
     writer.finish();
   }
-  result.seconds = seconds_since(begin);
-  if (benchmark) bare.time(model, corpus, plan, kBareBatches);
+  result.seconds = seconds_since(begin) - bare.seconds();
   result.bare_tokens_per_s = bare.tokens_per_s();
   return result;
 }
 
 double probe_seconds_per_token(LanguageModel& model, const Corpus& corpus, const Plan& plan) {
+  Batch batch;
+  BatchMaker(corpus, plan, 0).fill(batch);
+  run_model(model, plan, batch);
   Bare bare;
-  bare.time(model, corpus, plan, 1);
+  bare.time(model, plan, batch);
   return bare.tokens_per_s() > 0 ? 1 / bare.tokens_per_s() : 0;
 }
 

@@ -1,6 +1,7 @@
 #include "lexico-extract/inputs.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <optional>
 #include <set>
 
@@ -74,6 +75,10 @@ Corpus read_corpus(const ExtractConfig& config, const ModelInfo& model) {
   if (!config.text.empty()) tokenizer = load_tokenizer(options, model);
   for (const TextSpec& spec : specs) {
     if (stop_requested()) throw Interrupted("stopped while reading the texts; nothing was written");
+    std::error_code unknown;
+    const auto bytes = std::filesystem::file_size(spec.path, unknown);
+    if (!unknown && bytes > 16'000'000)  // seconds
+      log_info("reading " + spec.path + " (" + format_bytes(static_cast<double>(bytes)) + ")");
     append(
         corpus, spec, read_packed(spec, tokenizer ? &*tokenizer : nullptr, packing, model.vocab));
   }

@@ -190,7 +190,10 @@ int run(int argc, char** argv) {
       "lexico-extract --model model.pt --text wiki=train.txt --output activations --max-vectors "
       "4e6\n"
       "lexico-extract --model model.pt --text chats.jsonl --field prompt --output chats.h5 "
-      "--dry-run";
+      "--dry-run\n\n"
+      "Exit codes: 0 done, 2 usage, 3 input that does not fit, 4 no space or memory, 75 "
+      "interrupted\n"
+      "(finished files are kept: --resume).";
   program.extra_names = {{"output", "-o"}};
   program.versions = "libtorch " + torch_version() + ", HDF5 " + hdf5_version();
   if (!parse_command_line(program, options, argc, argv)) return 0;
@@ -211,6 +214,12 @@ int run(int argc, char** argv) {
 
   const std::vector<bool> finished = output.prepare(plan);
   check_space(plan, output, finished);
+  log_info(format_count(static_cast<double>(plan.num_tokens)) + " tokens in " +
+           std::to_string(plan.sequences.size()) + " sequences of up to " +
+           std::to_string(plan.info.sequence_length) + ", " +
+           format_bytes(static_cast<double>(plan.bytes)) + " in " +
+           std::to_string(plan.shards.size()) + (plan.shards.size() == 1 ? " file" : " files") +
+           ": " + output.path());
   ExtractionResult result;
   try {
     result = extract(model, corpus, plan, output, finished, config.benchmark);

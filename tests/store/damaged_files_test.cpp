@@ -102,7 +102,7 @@ class DamagedFile : public ::testing::Test {
 };
 
 TEST_F(DamagedFile, CutOffAnywhereIsRefused) {
-  const int count = 300;
+  const int count = 150;
   const Outcome outcome = read_damaged(folder_.path(), count, [&](int i) {
     return good_.substr(0, good_.size() * static_cast<std::size_t>(i) / count);
   });
@@ -120,7 +120,7 @@ std::vector<std::size_t> used_bytes(const std::string& bytes) {
 
 TEST_F(DamagedFile, FlippedBitsNeverCrash) {
   const std::vector<std::size_t> used = used_bytes(good_);
-  const int count = 1500;
+  const int count = 800;
   const Outcome outcome = read_damaged(folder_.path(), count, [&](int i) {
     std::mt19937_64 random(static_cast<std::uint64_t>(i));
     std::string bytes = good_;
@@ -137,7 +137,7 @@ TEST_F(DamagedFile, FlippedBitsNeverCrash) {
 }
 
 TEST_F(DamagedFile, OverwrittenStretchesNeverCrash) {
-  const int count = 700;
+  const int count = 400;
   const Outcome outcome = read_damaged(folder_.path(), count, [&](int i) {
     std::mt19937_64 random(static_cast<std::uint64_t>(i) + 1'000'000);
     std::string bytes = good_;

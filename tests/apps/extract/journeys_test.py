@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -37,8 +38,9 @@ def run(*arguments, code=0, **options):
 
 def fails(code, message, *arguments, **options):
     done = run(*arguments, code=code, **options)
-    assert message in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert message in lines[-1] and lines[-1].startswith("lexico-extract: "), done.stderr
+    assert len(lines) == 1 or len(lines) == 2 and " tokens in " in lines[0], done.stderr
     assert done.stdout == ""
 
 
@@ -188,7 +190,7 @@ def test_the_budget_is_met_exactly_and_evenly_over_the_texts(toy, ids_file, tmp_
             share = (tokens[:, 2] == 0).mean()  # of the first text, which has 999 of 4999 tokens
             assert abs(share - 0.2) < 0.07
     starts = set()
-    for seed in range(3):
+    for seed in range(2):
         run("--model", toy / "toy.pt", *texts, "--max-vectors", 64, "--seed", seed, "-o", tmp_path / "a.h5", "--overwrite")
         starts.add(everything(tmp_path / "a.h5")[0].tobytes())
     assert len(starts) > 1
@@ -276,7 +278,7 @@ def test_a_run_cut_off_anywhere_and_resumed_ends_with_the_same_bytes(slow, tmp_p
             assert process.returncode in (75, 0, -how), stderr
             assert not [name for name in left if name.endswith(".partial")]
             if process.returncode == 75:
-                assert "stopped" in stderr and len(stderr.strip().splitlines()) == 1
+                assert "stopped" in stderr and len(stderr.strip().splitlines()) <= 2
         for name in left:
             if name.endswith(".h5"):
                 with h5py.File(place / "a" / name) as file:
@@ -321,7 +323,8 @@ def test_resume_makes_a_damaged_shard_again_and_refuses_another_run(slow, tmp_pa
 
 
 def test_help_version_and_print_config():
-    assert "--max-vectors" in run("--help").stdout
+    text = run("--help").stdout
+    assert "--max-vectors" in text and "Exit codes" in text
     assert run("--version").stdout.startswith("lexico-extract ")
     assert "max_vectors: 7" in run("--print-config", "--max-vectors", "7").stdout
 
@@ -330,31 +333,35 @@ def test_bad_options_are_named(toy, both, tmp_path):
     out = ["-o", tmp_path / "a.h5"]
     model = ["--model", toy / "toy.pt"]
     text = ["--text", toy / "long.txt"]
-    fails(2, "model is missing", *text, *out)
-    fails(2, "text is missing", *model, *out)
-    fails(2, "output is missing", *model, *text)
-    fails(2, "dtype is 'bfloat16', must be one of: float16, float32", *model, *text, *out, "--dtype", "bfloat16")
-    fails(2, "key_stage is 'rope'", *model, *text, *out, "--key-stage", "rope")
-    fails(2, "bos is 'yes'", *model, *text, *out, "--bos", "yes")
-    fails(2, "max_vectors is -1, must be >= 0", *model, *text, *out, "--max-vectors", "-1")
-    fails(2, "max_vectors is 1, but one token has 2 vectors", *model, *text, *out, "--max-vectors", "1")
-    fails(2, "sequence_length is 65, more than the 64 positions of", *model, *text, *out, "--sequence-length", "65")
-    fails(2, "device is 'tpu'", *model, *text, *out, "--device", "tpu")
-    fails(2, "'--max-vector'; the nearest flag is '--max-vectors'", *model, *text, *out, "--max-vector", "9")
-    fails(2, "two texts are named 'long'", *model, *text, *text, *out)
-    fails(2, "--resume and --overwrite", *model, *text, *out, "--resume", "--overwrite")
     config = tmp_path / "c.yaml"
     config.write_text("model: x.pt\nmax_vectrs: 4\n")
-    fails(2, "c.yaml:2: unknown key 'max_vectrs'; the nearest is 'max_vectors'", "-c", config)
     (tmp_path / "plain").write_text("mine")
-    fails(2, "is a file; --output must be a folder or end in .h5", *model, *text, "-o", tmp_path / "plain")
     (tmp_path / "f.h5").mkdir()
-    fails(2, "is a folder, and its name ends in .h5", *model, *text, "-o", tmp_path / "f.h5")
     (tmp_path / "b.h5").write_text("mine")
-    fails(2, "b.h5: exists", *model, *text, "-o", tmp_path / "b.h5")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.h5").write_text("mine")
-    fails(2, "mine.h5: is no file of this run", *model, *text, "-o", tmp_path / "other", "--overwrite")
+    cases = [
+        (2, "model is missing", *text, *out),
+        (2, "text is missing", *model, *out),
+        (2, "output is missing", *model, *text),
+        (2, "dtype is 'bfloat16', must be one of: float16, float32", *model, *text, *out, "--dtype", "bfloat16"),
+        (2, "key_stage is 'rope'", *model, *text, *out, "--key-stage", "rope"),
+        (2, "bos is 'yes'", *model, *text, *out, "--bos", "yes"),
+        (2, "max_vectors is -1, must be >= 0", *model, *text, *out, "--max-vectors", "-1"),
+        (2, "max_vectors is 1, but one token has 2 vectors", *model, *text, *out, "--max-vectors", "1"),
+        (2, "sequence_length is 65, more than the 64 positions of", *model, *text, *out, "--sequence-length", "65"),
+        (2, "device is 'tpu'", *model, *text, *out, "--device", "tpu"),
+        (2, "'--max-vector'; the nearest flag is '--max-vectors'", *model, *text, *out, "--max-vector", "9"),
+        (2, "two texts are named 'long'", *model, *text, *text, *out),
+        (2, "--resume and --overwrite", *model, *text, *out, "--resume", "--overwrite"),
+        (2, "c.yaml:2: unknown key 'max_vectrs'; the nearest is 'max_vectors'", "-c", config),
+        (2, "is a file; --output must be a folder or end in .h5", *model, *text, "-o", tmp_path / "plain"),
+        (2, "is a folder, and its name ends in .h5", *model, *text, "-o", tmp_path / "f.h5"),
+        (2, "b.h5: exists", *model, *text, "-o", tmp_path / "b.h5"),
+        (2, "mine.h5: is no file of this run", *model, *text, "-o", tmp_path / "other", "--overwrite"),
+    ]
+    with ThreadPoolExecutor(2) as pool:  # most of the time is libtorch being loaded
+        list(pool.map(lambda case: fails(*case), cases))
     assert (tmp_path / "b.h5").read_text() == (tmp_path / "other" / "mine.h5").read_text() == "mine"
     assert not (tmp_path / "a.h5").exists()
 
