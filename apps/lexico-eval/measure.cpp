@@ -12,7 +12,7 @@
 namespace lexico::apps {
 namespace {
 
-constexpr std::int64_t kVectorsBetweenStops = 8192;  // Ctrl-C is heard this often
+constexpr std::int64_t kVectorsBetweenStops = 2048;  // Ctrl-C is heard this often
 
 using report::Coder;
 using Place = std::pair<int, Kind>;

