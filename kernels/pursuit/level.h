@@ -54,6 +54,6 @@ struct PursuitLevel {
 };
 
 extern const PursuitLevel kGenericLevel;                               // any CPU
-extern const PursuitLevel kAvx2Level, kAvx512Level, kAvx512Bf16Level;  // x86-64 only
+extern const PursuitLevel kAvx2Level, kAvx512Level, kAvx512VnniLevel;  // x86-64 only
 
 }  // namespace lexico::kernels::cpu

@@ -1,9 +1,11 @@
 // Which instruction set level pursuit runs at.
 #include "kernels/pursuit/levels.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/common/cpu_features.h"
@@ -20,7 +22,7 @@ const std::vector<const PursuitLevel*>& levels_here() {
     const CpuFeatures& cpu = cpu_features();
     if (cpu.avx2) here.push_back(&kAvx2Level);
     if (cpu.avx512) here.push_back(&kAvx512Level);
-    if (cpu.avx512_vnni && cpu.avx512_bf16) here.push_back(&kAvx512Bf16Level);
+    if (cpu.avx512_vnni) here.push_back(&kAvx512VnniLevel);
 #endif
     return here;
   }();
@@ -66,8 +68,12 @@ Status set_pursuit_level(const char* name) {
   }
   const PursuitLevel* level = find(name);
   if (level == nullptr) {
-    static const std::string message =
-        "LEXICO_CPU names no speed level this machine has; it has " + names_here();
+    constexpr std::string_view kAll[] = {"generic", "avx2", "avx512", "avx512vnni"};
+    const bool known = std::find(std::begin(kAll), std::end(kAll), name) != std::end(kAll);
+    thread_local std::string message;
+    message = "LEXICO_CPU is '" + std::string(name) + "', " +
+              (known ? "which this CPU cannot run" : "which is no speed level") +
+              "; this CPU has " + names_here();
     return {1, message.c_str()};
   }
   chosen = level;

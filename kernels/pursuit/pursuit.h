@@ -16,7 +16,7 @@ enum class PursuitForm : int {
   kAuto = 0,       ///< the cheapest for these sizes
   kCorrelate = 1,  ///< atoms times residual again for every pick: no memory beyond the packed atoms
   kGram = 2,  ///< correlations updated from rows of the atoms' Gram matrix: 4 N^2 bytes for each
-              ///< dictionary
+              ///< dictionary, 2 N^2 with VNNI
 };
 
 /// One batched pursuit over P dictionaries of one shape. Every pointer is on the backend's device;
@@ -46,9 +46,12 @@ struct PursuitProblem {
 
 namespace cpu {
 
+struct PursuitLevel;  // kernels/pursuit/level.h
+
 /// What one call of `pursuit` does and holds; made by `plan_pursuit`, valid for problems of the
 /// same sizes and options.
 struct PursuitPlan {
+  const PursuitLevel* level = nullptr;         // the one in use when the plan was made
   PursuitForm form = PursuitForm::kCorrelate;  // never kAuto
   int threads = 1;
   int wave = 1;                     // dictionaries prepared at a time

@@ -38,12 +38,12 @@ PursuitShape shape_of(const PursuitProblem& p, const PursuitPlan& plan) {
 }
 
 // With base == nullptr only counts.
-std::size_t lay_out(const PursuitShape& shape,
+std::size_t lay_out(const PursuitLevel& level,
+                    const PursuitShape& shape,
                     char* base,
                     const float* atoms,
                     PreparedAtoms& prepared,
                     float** padded_rows) {
-  const PursuitLevel& level = current_level();
   std::size_t used = 0;
   const auto take = [&](std::size_t bytes) {
     char* piece = base == nullptr || bytes == 0 ? nullptr : base + used;
@@ -89,6 +89,7 @@ bool gram_pays(const PursuitProblem& p, std::int64_t signals_to_come) {
 
 PursuitPlan plan_pursuit(const PursuitProblem& p, std::int64_t signals_to_come) {
   PursuitPlan plan;
+  plan.level = &current_level();
   plan.form = p.form;
   if (plan.form == PursuitForm::kAuto) {
     plan.form = gram_pays(p, signals_to_come) ? PursuitForm::kGram : PursuitForm::kCorrelate;
@@ -104,8 +105,8 @@ PursuitPlan plan_pursuit(const PursuitProblem& p, std::int64_t signals_to_come) 
   PursuitShape shape = shape_of(p, plan);
   PreparedAtoms prepared{};
   float* padded_rows = nullptr;
-  plan.prepared_bytes = lay_out(shape, nullptr, nullptr, prepared, &padded_rows);
-  plan.scratch_bytes = std::max(current_level().scratch_bytes(shape),
+  plan.prepared_bytes = lay_out(*plan.level, shape, nullptr, nullptr, prepared, &padded_rows);
+  plan.scratch_bytes = std::max(plan.level->scratch_bytes(shape),
                                 size(kPanel) * size(shape.padded_dim) * sizeof(float));
   constexpr std::size_t kMostPrepared = std::size_t{192} << 20;
   plan.wave = static_cast<int>(std::clamp<std::size_t>(
@@ -119,7 +120,7 @@ Status pursuit(const PursuitProblem& p, const PursuitPlan& plan, void* memory, b
   if (p.num_signals == 0) return {};
   char* const workspace =
       reinterpret_cast<char*>(round_up(reinterpret_cast<std::size_t>(memory), kAlignment));
-  const PursuitLevel& level = current_level();
+  const PursuitLevel& level = *plan.level;
   const PursuitShape shape = shape_of(p, plan);
   char* const scratch = workspace + size(plan.wave) * plan.prepared_bytes;
   const std::int64_t blocks = (p.num_signals + plan.block - 1) / plan.block;
@@ -127,7 +128,8 @@ Status pursuit(const PursuitProblem& p, const PursuitPlan& plan, void* memory, b
 
   const auto atoms_of = [&](int dictionary, int slot, float** padded_rows) {
     PreparedAtoms atoms{};
-    lay_out(shape,
+    lay_out(level,
+            shape,
             workspace + size(slot) * plan.prepared_bytes,
             p.atoms + size(dictionary) * size(p.num_atoms) * size(p.dim),
             atoms,

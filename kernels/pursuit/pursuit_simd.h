@@ -22,23 +22,36 @@ constexpr float kDeviations = 6;
 // Signals that the Gram form works on in turn: while one is updated, the Gram row of the other
 // comes from memory.
 constexpr int kGramSlots = 2;
+// Candidates of one pick are often those of the next: what is known of |P_perp d|^2, by the last
+// bits of the index.
+constexpr int kKnown = 512;
+
+struct Known {
+  std::uint32_t signal;      // of all that this memory served
+  std::int32_t atom, count;  // after `count` atoms were taken
+  float outside;             // |P_perp d|^2, from fp32 atoms
+};
 
 // A signal x (scaled so that its largest element is in [1, 2)), its atoms so far as D_S = U R with
-// orthonormal rows of U, and its residual r = x - U^T a.
+// orthonormal rows of U, and its residual r = x - U^T a = x - D_S w.
 struct Signal {
   float* residual;       // [padded_dim]
   float* correlations;   // p [padded_atoms]
   float* basis;          // U [max_atoms, padded_dim]
-  float* triangle;       // R [max_atoms, max_atoms], column k in row k
-  float* amplitudes;     // a [max_atoms]
+  float* column;         // of R: the newest, [max_atoms]
+  float* inverse;        // T = R^-1 [max_atoms, stride], column k in row k, zeros after it
+  float* weights;        // w = T a [stride]
   std::int32_t* chosen;  // [max_atoms]
   float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS only
   void* rows;            // q = D u of each atom so far (Gram), or of the newest (OLS)
-  float* row_variances;  // [max_atoms]: of the errors of q
+  Known* known;          // [kKnown + 1], OLS only; the last counts signals
   std::int32_t refused[kMaxRefused];
   int num_refused, count, limit;
   double unscale;
-  float norm, residual_norm, inverse_nu;
+  float norm, residual_norm;
+  float amplitude, inverse_nu;   // a and 1 / R_kk of the newest atom
+  float fourth_powers;           // of the singular values of T, their sum
+  float largest_spread2;         // no less than the largest of them squared
   float variance_p, variance_q;  // of the errors of p; of all q together
   float error_p, error_n;        // what p and n are off by at most
   bool active, finite;
@@ -53,8 +66,10 @@ struct Scratch {
   float* norms;
   float** outputs;
   void* packed;             // the inputs as the screen packs them
-  std::int32_t* shortlist;  // [padded_atoms], ols-N only
-  float* shortlist_scores;  // [padded_atoms], ols-N only
+  std::int32_t* shortlist;  // [padded_atoms]: candidates of one pick
+  float* shortlist_scores;  // [padded_atoms]
+  float* exact;             // [padded_atoms]
+  int luck;                 // see pick_among
 };
 
 // Hands out pieces of the scratch; with base == nullptr it only counts.
@@ -69,7 +84,18 @@ struct Carver {
   }
 };
 
+// Floats from one column of T to the next.
+inline int stride_of(const PursuitShape& shape) {
+  return (shape.max_atoms + kLanes - 1) / kLanes * kLanes;
+}
+
 inline bool is_full_ols(const PursuitShape& shape) { return shape.ols && shape.candidates == 0; }
+
+// |P_perp d|^2 of all atoms follows from the same q as their correlations; without that, of
+// candidates only.
+inline bool keeps_spread(const PursuitShape& shape) {
+  return shape.ols && (shape.gram || shape.candidates == 0);
+}
 
 inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
   const std::size_t block = size(shape.block), mp = size(shape.padded_dim),
@@ -83,9 +109,9 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
   s.norms = carver.take<float>(block);
   s.outputs = carver.take<float*>(block);
   s.packed = carver.take<char>(block * packed_signal_bytes(shape));
-  const bool listed = shape.ols && shape.candidates > 0;
-  s.shortlist = carver.take<std::int32_t>(listed ? np : 0);
-  s.shortlist_scores = carver.take<float>(listed ? np : 0);
+  s.shortlist = carver.take<std::int32_t>(np + kLanes);
+  s.shortlist_scores = carver.take<float>(np + kLanes);
+  s.exact = carver.take<float>(np + kLanes);
   for (std::size_t i = 0; i < block; ++i) {
     Signal unused;
     Signal& signal = base == nullptr ? unused : s.signals[i];
@@ -97,11 +123,12 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
     Signal unused;
     Signal& signal = base == nullptr ? unused : shape.gram ? s.slots[i] : s.signals[i];
     signal.basis = carver.take<float>(atoms * mp);
-    signal.triangle = carver.take<float>(atoms * atoms);
-    signal.amplitudes = carver.take<float>(atoms);
-    signal.row_variances = carver.take<float>(atoms);
+    signal.column = carver.take<float>(atoms);
+    signal.inverse = carver.take<float>(atoms * size(stride_of(shape)));
+    signal.weights = carver.take<float>(size(stride_of(shape)));
     signal.chosen = carver.take<std::int32_t>(atoms);
-    signal.spread = carver.take<float>(is_full_ols(shape) ? np : 0);
+    signal.known = carver.take<Known>(shape.ols ? kKnown + 1 : 0);
+    signal.spread = carver.take<float>(keeps_spread(shape) ? np : 0);
     signal.rows = carver.take<char>(shape.gram           ? row_bytes(shape)
                                     : is_full_ols(shape) ? np * sizeof(float)
                                                          : 0);
@@ -132,16 +159,18 @@ inline void load_signal(const PursuitShape& shape, const float* x, int budget, S
   s.finite = top < 0x7f800000;
   if (!s.finite) return;
   if (top != 0) {
-    // Subnormals have no exponent of their own; as doubles they do.
+    // Subnormals have no exponent of their own; as doubles they do. Two factors, since one may be
+    // no float.
     float largest_element;
     __builtin_memcpy(&largest_element, &top, sizeof top);
     const double as_double = largest_element;
     std::int64_t bits;
     __builtin_memcpy(&bits, &as_double, sizeof bits);
-    const int exponent = static_cast<int>((bits >> 52) & 0x7ff) - 1023;
-    const double scale = power_of_two(-exponent);
+    const int exponent = static_cast<int>((bits >> 52) & 0x7ff) - 1023, half = exponent / 2;
+    const float first = static_cast<float>(power_of_two(-half)),
+                second = static_cast<float>(power_of_two(half - exponent));
     s.unscale = power_of_two(exponent);
-    for (int k = 0; k < shape.dim; ++k) s.residual[k] = static_cast<float>(x[k] * scale);
+    for (int k = 0; k < shape.dim; ++k) s.residual[k] = x[k] * first * second;
     for (int k = shape.dim; k < shape.padded_dim; ++k) s.residual[k] = 0;
     s.norm = s.residual_norm = __builtin_sqrtf(dot(s.residual, s.residual, shape.padded_dim));
   }
@@ -169,41 +198,101 @@ inline bool is_taken(const Signal& s, int atom) {
   return false;
 }
 
-// c_i = u_i . v
-inline void project(const Signal& s, const float* v, int padded_dim, float* c) {
-  int i = 0;
-  for (; i + 4 <= s.count; i += 4) {
-    const float* u = s.basis + static_cast<std::size_t>(i) * static_cast<std::size_t>(padded_dim);
+inline const float* atom_row(const PursuitShape& shape, const PreparedAtoms& atoms, int atom) {
+  return atoms.rows + size(atom) * size(shape.padded_dim);
+}
+
+inline void prefetch_row(const PursuitShape& shape, const PreparedAtoms& atoms, int atom) {
+  const float* row = atom_row(shape, atoms, atom);
+  for (int k = 0; k < shape.padded_dim; k += 16) __builtin_prefetch(row + k);
+}
+
+// c_i = u_i . v for the atoms from `from` on.
+inline void project(const Signal& s, const float* v, int padded_dim, int from, float* c) {
+  for (int i = from; i < s.count; i += 4) {
+    const int left = s.count - i;
+    const std::size_t row = size(padded_dim);
+    const float* u0 = s.basis + size(i) * row;
+    const float *u1 = left > 1 ? u0 + row : u0, *u2 = left > 2 ? u1 + row : u0,
+                *u3 = left > 3 ? u2 + row : u0;
     Vec s0{}, s1{}, s2{}, s3{};
     for (int k = 0; k < padded_dim; k += kLanes) {
       const Vec x = load(v + k);
-      s0 += load(u + k) * x;
-      s1 += load(u + padded_dim + k) * x;
-      s2 += load(u + 2 * padded_dim + k) * x;
-      s3 += load(u + 3 * padded_dim + k) * x;
+      s0 += load(u0 + k) * x;
+      s1 += load(u1 + k) * x;
+      s2 += load(u2 + k) * x;
+      s3 += load(u3 + k) * x;
     }
-    c[i] = sum(s0), c[i + 1] = sum(s1), c[i + 2] = sum(s2), c[i + 3] = sum(s3);
-  }
-  for (; i < s.count; ++i) {
-    const float* u = s.basis + static_cast<std::size_t>(i) * static_cast<std::size_t>(padded_dim);
-    Vec s0{};
-    for (int k = 0; k < padded_dim; k += kLanes) s0 += load(u + k) * load(v + k);
-    c[i] = sum(s0);
+    float sums[4];
+    sum4(s0, s1, s2, s3, sums);
+    for (int j = 0; j < 4 && j < left; ++j) c[i + j] = sums[j];
   }
 }
 
 // v -= U^T c
-inline void remove_span(const Signal& s, const float* c, int padded_dim, float* v) {
-  for (int k = 0; k < padded_dim; k += kLanes) {
-    Vec x = load(v + k);
-    const float* u = s.basis + k;
-    for (int i = 0; i < s.count; ++i, u += padded_dim) x -= splat(c[i]) * load(u);
-    store(v + k, x);
+template <int kVectors>
+inline void remove_span_part(const Signal& s, const float* c, int padded_dim, int first, float* v) {
+  Vec x[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) x[i] = load(v + first + i * kLanes);
+  const float* u = s.basis + first;
+  for (int k = 0; k < s.count; ++k, u += padded_dim) {
+    const Vec weight = splat(c[k]);
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) x[i] -= weight * load(u + i * kLanes);
   }
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) store(v + first + i * kLanes, x[i]);
 }
 
-inline const float* atom_row(const PursuitShape& shape, const PreparedAtoms& atoms, int atom) {
-  return atoms.rows + static_cast<std::size_t>(atom) * static_cast<std::size_t>(shape.padded_dim);
+inline void remove_span(const Signal& s, const float* c, int padded_dim, float* v) {
+  int k = 0;
+  for (; k + 8 * kLanes <= padded_dim; k += 8 * kLanes) remove_span_part<8>(s, c, padded_dim, k, v);
+  for (; k + 4 * kLanes <= padded_dim; k += 4 * kLanes) remove_span_part<4>(s, c, padded_dim, k, v);
+  for (; k < padded_dim; k += kLanes) remove_span_part<1>(s, c, padded_dim, k, v);
+}
+
+// T_k = (e_k - T c) / nu, with c the column of R above nu.
+inline void extend_inverse(const PursuitShape& shape, Signal& s, float inverse_nu) {
+  const int stride = stride_of(shape), k = s.count;
+  float* added = s.inverse + size(k) * size(stride);
+  Vec sum2{};
+  for (int first = 0; first < stride; first += kLanes) {
+    Vec v{};
+    const float* column =
+        s.inverse + size(first) * size(stride) + first;  // shorter ones are zero here
+    for (int i = first; i < k; ++i, column += stride)
+      v -= splat(s.column[i] * inverse_nu) * load(column);
+    store(added + first, v);
+    sum2 += v * v;
+  }
+  added[k] = inverse_nu;
+  if (!shape.ols) return;
+  // The sum of fourth powers is that of (T_i.T_j)^2 over all i, j.
+  const float own = sum(sum2) + inverse_nu * inverse_nu;
+  float powers = own * own;
+  for (int i = 0; i < k; i += 4) {
+    Vec parts[4] = {};
+    for (int j = 0; j < 4 && i + j < k; ++j) {
+      const float* column = s.inverse + size(i + j) * size(stride);
+      for (int n = 0; n <= i + j; n += kLanes) parts[j] += load(column + n) * load(added + n);
+    }
+    float dots[4];
+    sum4(parts[0], parts[1], parts[2], parts[3], dots);
+    for (const float x : dots) powers += 2 * x * x;
+  }
+  s.fourth_powers = (k == 0 ? 0 : s.fourth_powers) + powers;
+  s.largest_spread2 = __builtin_sqrtf(s.fourth_powers);
+}
+
+// w += a T_k, the newest column.
+inline void add_to_weights(const PursuitShape& shape, Signal& s) {
+  const int stride = stride_of(shape), k = s.count;
+  const float* column = s.inverse + size(k) * size(stride);
+  for (int i = 0; i < stride; i += kLanes) {
+    const Vec before = k == 0 ? Vec{} : load(s.weights + i);
+    store(s.weights + i, before + s.amplitude * load(column + i));
+  }
 }
 
 // Takes the atom into the basis and its part out of the residual. False, and nothing changed, if it
@@ -213,21 +302,24 @@ inline bool add_atom(
   const int mp = shape.padded_dim, k = s.count;
   const float* d = atom_row(shape, atoms, atom);
   float* u = s.basis + static_cast<std::size_t>(k) * static_cast<std::size_t>(mp);
-  float* column =
-      s.triangle + static_cast<std::size_t>(k) * static_cast<std::size_t>(shape.max_atoms);
-  float* c = scratch.coefficients;
+  float *column = s.column, *c = scratch.coefficients;
   for (int i = 0; i < mp; i += kLanes) store(u + i, load(d + i));
-  if (k > 0) {  // twice: once leaves rounding errors of size kUlp / nu in the basis
-    project(s, d, mp, column);
+  float nu2 = atoms.norms2[atom];
+  if (k > 0) {
+    project(s, d, mp, 0, column);
     remove_span(s, column, mp, u);
-    project(s, u, mp, c);
-    remove_span(s, c, mp, u);
-    for (int i = 0; i < k; ++i) column[i] += c[i];
+    nu2 = dot(u, u, mp);
+    // Once leaves rounding errors of size kUlp / nu in the basis; twice is enough.
+    if (nu2 < 0.5f * atoms.norms2[atom]) {
+      project(s, u, mp, 0, c);
+      remove_span(s, c, mp, u);
+      for (int i = 0; i < k; ++i) column[i] += c[i];
+      nu2 = dot(u, u, mp);
+    }
   }
-  const float nu2 = dot(u, u, mp);
   if (!(nu2 > kIndependent * atoms.norms2[atom]) || !(nu2 > 0)) return false;
   const float nu = __builtin_sqrtf(nu2), inverse = 1 / nu;
-  column[k] = nu;
+  extend_inverse(shape, s, inverse);
   for (int i = 0; i < mp; i += kLanes) store(u + i, load(u + i) * inverse);
   const float a = dot(u, s.residual, mp);
   Vec norm2{};
@@ -238,32 +330,23 @@ inline bool add_atom(
   }
   const float norm = __builtin_sqrtf(sum(norm2));
   s.residual_norm = norm < s.residual_norm ? norm : s.residual_norm;
-  s.amplitudes[k] = a;
+  s.amplitude = a;
   s.inverse_nu = inverse;
+  add_to_weights(shape, s);
   s.chosen[k] = atom;
   s.count = k + 1;
   return true;
 }
 
-// R w = a
 inline void write_codes(const PursuitShape& shape,
                         const PursuitBlock& block,
                         int index,
-                        Signal& s) {
-  const std::size_t first =
-      static_cast<std::size_t>(index) * static_cast<std::size_t>(shape.max_atoms);
-  std::int32_t* indices = block.indices + first;
-  float* weights = block.weights + first;
-  float* w = s.amplitudes;
-  for (int k = s.count - 1; k >= 0; --k) {
-    const float* column =
-        s.triangle + static_cast<std::size_t>(k) * static_cast<std::size_t>(shape.max_atoms);
-    w[k] /= column[k];
-    for (int i = 0; i < k; ++i) w[i] -= column[i] * w[k];
-  }
+                        const Signal& s) {
+  std::int32_t* indices = block.indices + size(index) * size(shape.max_atoms);
+  float* weights = block.weights + size(index) * size(shape.max_atoms);
   for (int k = 0; k < shape.max_atoms; ++k) {
     indices[k] = k < s.count ? s.chosen[k] : -1;
-    weights[k] = k < s.count ? clamp_to_float(w[k] * s.unscale) : 0;
+    weights[k] = k < s.count ? clamp_to_float(s.weights[k] * s.unscale) : 0;
   }
   block.counts[index] = s.count;
   block.residual_norms[index] = clamp_to_float(s.residual_norm * s.unscale);
@@ -291,166 +374,6 @@ inline void write_not_finite(const PursuitShape& shape, const PursuitBlock& bloc
   block.residual_norms[index] = __builtin_nanf("");
 }
 
-// ------------------------------------------------------------------------------------- which atom
-// next: screen, settle
-
-// An upper bound of an atom's true score: |d.r| for OMP, (d.r)^2 / |P_perp d|^2 for OLS; 0 for
-// atoms in the span.
-inline float bound(const Signal& s, bool full_ols, int atom) {
-  const float p = magnitude(s.correlations[atom]) + s.error_p;
-  if (!full_ols) return p;
-  const float n = s.spread[atom] - s.error_n;
-  if (s.spread[atom] + s.error_n < kIndependent) return 0;
-  return p * p / (n > 0.5f * kIndependent ? n : 0.5f * kIndependent);
-}
-
-// The exact score of an atom, in fp32 from its fp32 row; 0 for atoms in the span.
-inline float score(const PursuitShape& shape,
-                   const PreparedAtoms& atoms,
-                   Scratch& scratch,
-                   const Signal& s,
-                   int atom) {
-  const float* d = atom_row(shape, atoms, atom);
-  const float p = dot(d, s.residual, shape.padded_dim);
-  if (!shape.ols) return magnitude(p);
-  project(s, d, shape.padded_dim, scratch.coefficients);
-  float n = atoms.norms2[atom];
-  const float least = kIndependent * n;
-  for (int i = 0; i < s.count; ++i) n -= scratch.coefficients[i] * scratch.coefficients[i];
-  return n > least && n > 0 ? p * p / n : 0;
-}
-
-struct Pick {
-  int atom = -1;
-  float score = 0;
-  void offer(int other, float other_score) {
-    if (other_score > score || (other_score == score && other_score > 0 && other < atom)) {
-      atom = other;
-      score = other_score;
-    }
-  }
-};
-
-// The atom with the largest exact score (lowest index of equals). Only atoms whose bound reaches
-// the best exact score so far are evaluated, beginning with the one of the largest bound.
-inline Pick settle(const PursuitShape& shape,
-                   const PreparedAtoms& atoms,
-                   Scratch& scratch,
-                   const Signal& s) {
-  const bool full_ols = shape.ols;
-  const int groups = num_chunks(shape) * kLanes;
-  // group_best holds what the vector pass found: |p| without its error (OMP), the bound within 1e-3
-  // (OLS)
-  const float slack = full_ols ? 1.001f : 1.0f, shift = full_ols ? 0.0f : s.error_p;
-  const auto grouped = [&](int atom) {
-    return full_ols ? bound(s, true, atom) * slack : magnitude(s.correlations[atom]);
-  };
-  Vec top = load(scratch.group_best);
-  for (int g = kLanes; g < groups; g += kLanes) top = max(top, load(scratch.group_best + g));
-  const float peak = largest(top);
-  Pick pick;
-  bool peak_found = false;
-  for (int pass = 0; pass < 2;
-       ++pass) {  // first the atom of the largest bound, then those that may beat it
-    for (int g = 0; g < groups && !(pass == 0 && peak_found); g += kLanes) {
-      const Vec bounds = load(scratch.group_best + g);
-      unsigned mask = mask_ge(bounds, splat(pass == 0 ? peak : (pick.score - shift) / slack));
-      for (; mask != 0 && !(pass == 0 && peak_found); mask &= mask - 1) {
-        const int lane = __builtin_ctz(mask);
-        for (int i = 0; i < kChunkVectors; ++i) {
-          const int atom = g * kChunkVectors + i * kLanes + lane;
-          if (atom >= shape.num_atoms) break;
-          if (pass == 0) {
-            if (grouped(atom) < peak) continue;
-            peak_found = true;
-          } else if (bound(s, full_ols, atom) < pick.score || atom == pick.atom) {
-            continue;
-          }
-          if (!is_taken(s, atom)) pick.offer(atom, score(shape, atoms, scratch, s, atom));
-          if (pass == 0) break;
-        }
-      }
-    }
-  }
-  return pick;
-}
-
-// OLS among the atoms of largest |d.r|: the best exact correlations are settled first, then the
-// rule.
-inline Pick settle_among(const PursuitShape& shape,
-                         const PreparedAtoms& atoms,
-                         Scratch& scratch,
-                         const Signal& s) {
-  const int groups = num_chunks(shape) * kLanes, wanted = shape.candidates;
-  // At least `wanted` + taken groups reach the threshold, so that many atoms do: raise it while
-  // that holds.
-  const int enough = wanted + s.count + s.num_refused;
-  Vec top = load(scratch.group_best);
-  for (int g = kLanes; g < groups; g += kLanes) top = max(top, load(scratch.group_best + g));
-  float low = 0, high = largest(top);
-  for (int step = 0; step < 12; ++step) {
-    const float middle = 0.5f * (low + high);
-    int reached = 0;
-    for (int g = 0; g < groups; g += kLanes) {
-      reached += __builtin_popcount(mask_ge(load(scratch.group_best + g), splat(middle)));
-    }
-    if (reached >= enough) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-    if (reached >= enough && reached <= enough + 2) break;
-  }
-  const float threshold = low - 2 * s.error_p;
-  int listed = 0;
-  for (int g = 0; g < groups; g += kLanes) {
-    unsigned mask = mask_ge(load(scratch.group_best + g), splat(threshold));
-    for (; mask != 0; mask &= mask - 1) {
-      const int lane = __builtin_ctz(mask);
-      for (int i = 0; i < kChunkVectors; ++i) {
-        const int atom = g * kChunkVectors + i * kLanes + lane;
-        if (atom >= shape.num_atoms) break;
-        if (magnitude(s.correlations[atom]) < threshold || is_taken(s, atom)) continue;
-        scratch.shortlist[listed] = atom;
-        scratch.shortlist_scores[listed++] =
-            magnitude(dot(atom_row(shape, atoms, atom), s.residual, shape.padded_dim));
-      }
-    }
-  }
-  Pick pick;
-  for (int taken = 0; taken < wanted && taken < listed; ++taken) {
-    int best = taken;
-    for (int i = taken + 1; i < listed; ++i) {
-      const float a = scratch.shortlist_scores[i], b = scratch.shortlist_scores[best];
-      if (a > b || (a == b && scratch.shortlist[i] < scratch.shortlist[best])) best = i;
-    }
-    const std::int32_t atom = scratch.shortlist[best];
-    scratch.shortlist[best] = scratch.shortlist[taken];
-    scratch.shortlist_scores[best] = scratch.shortlist_scores[taken];
-    pick.offer(atom, score(shape, atoms, scratch, s, atom));
-  }
-  return pick;
-}
-
-// Picks and adds one atom. False if there is none left worth taking.
-inline bool take_next(const PursuitShape& shape,
-                      const PreparedAtoms& atoms,
-                      Scratch& scratch,
-                      Signal& s) {
-  const bool full_ols = is_full_ols(shape);
-  for (;;) {
-    const Pick pick = shape.ols && shape.candidates > 0 ? settle_among(shape, atoms, scratch, s)
-                                                        : settle(shape, atoms, scratch, s);
-    const float floor = kCorrelationFloor * s.norm;
-    if (pick.atom < 0 || pick.score <= (shape.ols ? floor * floor : floor)) return false;
-    const bool added = add_atom(shape, atoms, scratch, s, pick.atom);
-    if (full_ols) s.spread[pick.atom] = 1e30f;  // its bound is 0 from here on
-    if (added) return true;
-    if (s.num_refused == kMaxRefused) return false;
-    s.refused[s.num_refused++] = pick.atom;
-  }
-}
-
 // ------------------------------------------------------------------------------------------------------
 // vector passes
 
@@ -458,7 +381,7 @@ inline void group_correlations(const PursuitShape& shape, Scratch& scratch, cons
   for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
     Vec best{};
     for (int i = 0; i < kChunkVectors && n < shape.padded_atoms; ++i, n += kLanes) {
-      best = max(best, abs(load(s.correlations + n)));
+      best = max_magnitude(best, load(s.correlations + n));
     }
     store(scratch.group_best + chunk * kLanes, best);
   }
@@ -474,6 +397,366 @@ inline void group_ols_bounds(const PursuitShape& shape, Scratch& scratch, const 
     store(scratch.group_best + chunk * kLanes, best);
   }
 }
+
+// ------------------------------------------------------------------------------------- which atom
+// next: screen, settle
+
+inline void forget_known(const PursuitShape& shape, Signal& s) {
+  if (shape.ols) ++s.known[kKnown].signal;
+}
+
+inline void forget_all(const PursuitShape& shape, Scratch& scratch) {
+  for (int i = 0; shape.ols && i < (shape.gram ? kGramSlots : shape.block); ++i) {
+    Known* const known = (shape.gram ? scratch.slots[i] : scratch.signals[i]).known;
+    for (int j = 0; j <= kKnown; ++j) known[j] = {0, -1, 0, 0};
+  }
+}
+
+// |P_perp d|^2 of an atom, in fp32 from its fp32 row: every part that a taken atom removes, in
+// their order.
+inline float outside(const PursuitShape& shape,
+                     const PreparedAtoms& atoms,
+                     Scratch& scratch,
+                     const Signal& s,
+                     int atom) {
+  Known& known = s.known[atom % kKnown];
+  const std::uint32_t signal = s.known[kKnown].signal;
+  if (known.atom != atom || known.signal != signal) known = {signal, atom, 0, atoms.norms2[atom]};
+  if (known.count < s.count) {
+    float* c = scratch.coefficients;
+    project(s, atom_row(shape, atoms, atom), shape.padded_dim, known.count, c);
+    for (int i = known.count; i < s.count; ++i) known.outside -= c[i] * c[i];
+    known.count = s.count;
+  }
+  return known.outside;
+}
+
+inline float ols_score(float p, float n, float norm2) {
+  return n > kIndependent * norm2 && n > 0 ? p * p / n : 0;
+}
+
+// The exact score of an atom, in fp32 from its fp32 row: |d.r| for OMP, (d.r)^2 / |P_perp d|^2 for
+// OLS; 0 for atoms in the span.
+inline float score(const PursuitShape& shape,
+                   const PreparedAtoms& atoms,
+                   Scratch& scratch,
+                   const Signal& s,
+                   int atom) {
+  const float p = dot(atom_row(shape, atoms, atom), s.residual, shape.padded_dim);
+  if (!shape.ols) return magnitude(p);
+  return ols_score(p, outside(shape, atoms, scratch, s, atom), atoms.norms2[atom]);
+}
+
+// What the screen knows of an exact score: it lies in [low, high].
+struct Bounds {
+  float low, high;
+};
+inline Bounds bounds_of(const Signal& s, bool ols, int atom) {
+  const float size = magnitude(s.correlations[atom]), high = size + s.error_p,
+              low = size > s.error_p ? size - s.error_p : 0;
+  if (!ols) return {low, high};
+  const float n = s.spread[atom], least = 0.5f * kIndependent, room = n - s.error_n;
+  if (n + s.error_n < kIndependent) return {0, 0};
+  // An atom that may be in the span may score 0.
+  return {room < 2 * kIndependent ? 0 : low * low / (n + s.error_n),
+          high * high / (room > least ? room : least)};
+}
+
+// The same for the OLS scores of many.
+struct VectorBounds {
+  Vec low, high;
+};
+inline VectorBounds ols_bounds(Vec p, Vec n, float error_p, float error_n) {
+  const Vec size = abs(p), high = size + error_p, low = max(size - error_p, Vec{}),
+            room = n - error_n;
+  const VecInt may_be_in_span = room < 2 * kIndependent, is_in_span = n + error_n < kIndependent;
+  return {(Vec)((VecInt)(low * low / (n + error_n)) & ~may_be_in_span),
+          (Vec)((VecInt)(high * high / max(room, splat(0.5f * kIndependent))) & ~is_in_span)};
+}
+
+struct Pick {
+  int atom = -1;
+  float score = 0;
+  void offer(int other, float other_score) {
+    if (other_score > score || (other_score == score && other_score > 0 && other < atom)) {
+      atom = other;
+      score = other_score;
+    }
+  }
+};
+
+inline float largest_group(const Scratch& scratch, int groups) {
+  Vec top = load(scratch.group_best);
+  for (int g = kLanes; g < groups; g += kLanes) top = max(top, load(scratch.group_best + g));
+  return largest(top);
+}
+
+// visit(atom) for all atoms whose value, as the vector passes know it, reaches `least()`: |p|, or
+// the OLS bound. A visit may raise it.
+template <typename Least, typename Visit>
+inline void visit_atoms(const PursuitShape& shape,
+                        const Scratch& scratch,
+                        const Signal& s,
+                        bool ols,
+                        Least&& least,
+                        Visit&& visit) {
+  const int groups = num_chunks(shape) * kLanes;
+  for (int g = 0; g < groups; g += kLanes) {
+    unsigned lanes = mask_ge(load(scratch.group_best + g), splat(least()));
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int first = g * kChunkVectors + __builtin_ctz(lanes),
+                left = (shape.padded_atoms - g * kChunkVectors) / kLanes;
+      const int vectors = left < kChunkVectors ? left : kChunkVectors;
+      for (int i = 0; i < vectors; i += kLanes) {
+        const int atom = first + i * kLanes, count = vectors - i < kLanes ? vectors - i : kLanes;
+        const Vec p = load_strided(s.correlations + atom, kLanes, count);
+        const Vec value =
+            ols ? vector_bound(
+                      p, load_strided(s.spread + atom, kLanes, count), s.error_p, s.error_n)
+                : abs(p);
+        unsigned mask = mask_ge(value, splat(least())) & ((2u << (count - 1)) - 1);
+        for (; mask != 0; mask &= mask - 1) {
+          const int one = atom + __builtin_ctz(mask) * kLanes;
+          if (one < shape.num_atoms) visit(one);
+        }
+      }
+    }
+  }
+}
+
+// The best lower bound of an OLS score. (Atoms that are taken have an infinite spread.)
+inline float largest_low(const PursuitShape& shape, const Signal& s) {
+  Vec best{};
+  for (int n = 0; n < shape.padded_atoms; n += kLanes) {
+    const Vec size = max(abs(load(s.correlations + n)) - s.error_p, Vec{}),
+              outside = load(s.spread + n);
+    const VecInt may_be_in_span = outside < s.error_n + 2 * kIndependent;
+    // 1e-3 below what it may be: the reciprocal is rough.
+    const Vec low = size * size * rough_reciprocal(outside + s.error_n) * splat(0.999f);
+    best = max(best, (Vec)((VecInt)low & ~may_be_in_span));
+  }
+  return largest(best);
+}
+
+// The atom with the largest exact score (lowest index of equals). Only atoms whose bound reaches
+// the best lower bound are evaluated: most often there is one, and then its score need not be
+// known.
+inline Pick settle(const PursuitShape& shape,
+                   const PreparedAtoms& atoms,
+                   Scratch& scratch,
+                   const Signal& s,
+                   float floor) {
+  const bool ols = shape.ols;
+  const float peak = largest_group(scratch, num_chunks(shape) * kLanes);
+  float least = 0;  // a score that some atom reaches
+  if (ols) {
+    visit_atoms(
+        shape,
+        scratch,
+        s,
+        true,
+        [&] { return peak; },
+        [&](int atom) {
+          const float low = bounds_of(s, true, atom).low;
+          if (low > least && !is_taken(s, atom)) least = low;
+        });
+    // Atoms near the span may have the largest bounds and low scores: then it is better to look at
+    // all.
+    if (least < 0.5f * peak) least = largest_low(shape, s);
+  } else {
+    least = peak > s.error_p ? peak - s.error_p : 0;
+  }
+  int listed = 0;
+  const auto list = [&](int atom) {
+    const Bounds bounds = bounds_of(s, ols, atom);
+    if (bounds.high < least || is_taken(s, atom)) return;
+    prefetch_row(shape, atoms, atom);
+    scratch.shortlist[listed] = atom;
+    scratch.shortlist_scores[listed++] = bounds.high;
+    least = bounds.low > least ? bounds.low : least;
+  };
+  // Vector passes know the OLS bound within 1e-3, and |p| without its error.
+  const auto in_reach = [&] { return ols ? least * (1 / 1.001f) : least - s.error_p; };
+  visit_atoms(shape, scratch, s, ols, in_reach, list);
+  if (listed == 0) {  // all of them are taken
+    least = 0;
+    visit_atoms(shape, scratch, s, ols, in_reach, list);
+  }
+  if (listed == 1 && least > floor) return {scratch.shortlist[0], least};
+  Pick pick;
+  for (int i = 0; i < listed; ++i) {
+    if (scratch.shortlist_scores[i] >= (pick.score > least ? pick.score : least))
+      pick.offer(scratch.shortlist[i], score(shape, atoms, scratch, s, scratch.shortlist[i]));
+  }
+  return pick;
+}
+
+// A value that at least `wanted` and, if it can be told apart, few more groups reach.
+inline float value_reached_by(const Scratch& scratch, int groups, int wanted) {
+  float low = 0, high = largest_group(scratch, groups);
+  for (int step = 0; step < 12; ++step) {
+    const float middle = 0.5f * (low + high);
+    int reached = 0;
+    for (int g = 0; g < groups; g += kLanes) {
+      reached += __builtin_popcount(mask_ge(load(scratch.group_best + g), splat(middle)));
+    }
+    (reached >= wanted ? low : high) = middle;
+    if (reached >= wanted && reached <= wanted + wanted / 8) break;
+  }
+  return low;
+}
+
+// OLS among the atoms of largest exact |d.r|. The shortlist by the screen's correlations ends with
+// those that it cannot tell from the last; their exact ones decide which are in.
+inline Pick settle_among(const PursuitShape& shape,
+                         const PreparedAtoms& atoms,
+                         Scratch& scratch,
+                         const Signal& s,
+                         float floor) {
+  std::int32_t* const list = scratch.shortlist;
+  float* const sizes = scratch.shortlist_scores;
+  const int wanted = shape.candidates, groups = num_chunks(shape) * kLanes;
+  // Many groups reach the threshold, so at least so many atoms do. Those taken have a correlation
+  // of 0; where they might be among them all the same, as many more are asked for.
+  float reached = value_reached_by(scratch, groups, wanted);
+  const bool near_zero = reached <= 3 * s.error_p;
+  if (near_zero) reached = value_reached_by(scratch, groups, wanted + s.count + s.num_refused);
+  const float threshold = reached - 2 * s.error_p;
+  // A correlation of exactly 0 is that of padding, or useless.
+  const float positive = threshold > 0 ? threshold : 1e-30f;
+  int listed = 0;
+  if (shape.padded_atoms <= 2048) {
+    listed = list_reaching(s.correlations, shape.padded_atoms, positive, list, sizes);
+  } else {
+    visit_atoms(
+        shape,
+        scratch,
+        s,
+        false,
+        [&] { return positive; },
+        [&](int atom) {
+          list[listed] = atom;
+          sizes[listed++] = magnitude(s.correlations[atom]);
+        });
+  }
+  if (near_zero) {
+    int left = 0;
+    for (int i = 0; i < listed; ++i) {
+      if (is_taken(s, list[i])) continue;
+      list[left] = list[i];
+      sizes[left++] = sizes[i];
+    }
+    listed = left;
+  }
+  for (int i = listed; i < listed + kLanes; ++i) list[i] = 0, sizes[i] = -1;
+  const auto reaching = [&](float value) {
+    int count = 0;
+    for (int i = 0; i < listed; i += kLanes)
+      count += __builtin_popcount(mask_ge(load(sizes + i), splat(value)));
+    return count;
+  };
+  float last = 0;  // the value of rank `wanted`
+  if (listed > wanted) {
+    for (int i = 0; i < listed; ++i) {
+      const float value = reaching(sizes[i]) >= wanted ? sizes[i] : 0;
+      last = value > last ? value : last;
+    }
+    last -= 2 * s.error_p;
+    // Of those around the last place the smallest are dropped.
+    const float unsure = last + 4 * s.error_p;
+    int too_many = reaching(last) - wanted;
+    for (int i = 0; too_many > 0 && i < listed; ++i) {
+      if (sizes[i] >= last && sizes[i] <= unsure)
+        scratch.exact[i] =
+            magnitude(dot(atom_row(shape, atoms, list[i]), s.residual, shape.padded_dim));
+    }
+    for (; too_many > 0; --too_many) {
+      int worst = -1;
+      for (int i = 0; i < listed; ++i) {
+        if (sizes[i] < last || sizes[i] > unsure) continue;
+        const float a = scratch.exact[i], b = worst < 0 ? 0 : scratch.exact[worst];
+        if (worst < 0 || a < b || (a == b && list[i] > list[worst])) worst = i;
+      }
+      sizes[worst] = -1;
+    }
+  }
+  // Bounds first: few are left to be evaluated.
+  float error_n = s.error_n;
+  if (!keeps_spread(shape)) {
+    error_n = 4 * kUlp;
+    for (int i = 0; i < listed; ++i)
+      scratch.exact[i] = sizes[i] < last ? 0 : outside(shape, atoms, scratch, s, list[i]);
+  }
+  Vec least{};
+  for (int i = 0; i < listed; i += kLanes) {
+    const Vec p = load(sizes + i);
+    const Vec n = keeps_spread(shape) ? load_at(s.spread, list + i) : load(scratch.exact + i);
+    const VectorBounds bounds = ols_bounds(p, n, s.error_p, error_n);
+    const VecInt member = p >= splat(last);
+    least = max(least, (Vec)((VecInt)bounds.low & member));
+    store(sizes + i, (Vec)(((VecInt)bounds.high & member) | ((VecInt)splat(-1) & ~member)));
+  }
+  const float enough = largest(least);
+  int left = 0;
+  for (int i = 0; i < listed; ++i) {
+    list[left] = list[i];
+    left += sizes[i] >= enough;
+  }
+  if (left == 1 && enough > floor) return {list[0], enough};
+  Pick pick;
+  for (int i = 0; i < left; ++i) pick.offer(list[i], score(shape, atoms, scratch, s, list[i]));
+  return pick;
+}
+
+// OLS among the `candidates` atoms of largest |d.r|.
+inline Pick pick_among(const PursuitShape& shape,
+                       const PreparedAtoms& atoms,
+                       Scratch& scratch,
+                       const Signal& s,
+                       float floor) {
+  if (!keeps_spread(shape)) return settle_among(shape, atoms, scratch, s, floor);
+  // The best of all atoms is most often one of those: few correlations are larger. Where it has not
+  // been of late, trying is a loss.
+  constexpr int kMostLuck = 8;
+  if (scratch.luck > 0 || s.count % 8 == 0) {
+    const Pick pick = settle(shape, atoms, scratch, s, floor);
+    if (pick.atom < 0) return pick;
+    const Vec least = splat(magnitude(s.correlations[pick.atom]) - 2 * s.error_p);
+    int larger = 0;
+    for (int n = 0; n < shape.padded_atoms; n += kLanes)
+      larger += __builtin_popcount(mask_ge(abs(load(s.correlations + n)), least));
+    if (larger <= shape.candidates) {
+      scratch.luck = scratch.luck < kMostLuck ? scratch.luck + 1 : kMostLuck;
+      return pick;
+    }
+    scratch.luck = scratch.luck > 1 ? scratch.luck - 2 : 0;
+  }
+  group_correlations(shape, scratch, s);
+  return settle_among(shape, atoms, scratch, s, floor);
+}
+
+// Picks and adds one atom. False if there is none left worth taking.
+inline bool take_next(const PursuitShape& shape,
+                      const PreparedAtoms& atoms,
+                      Scratch& scratch,
+                      Signal& s) {
+  for (;;) {
+    const float correlation = kCorrelationFloor * s.norm,
+                floor = shape.ols ? correlation * correlation : correlation;
+    const Pick pick = shape.ols && shape.candidates > 0
+                          ? pick_among(shape, atoms, scratch, s, floor)
+                          : settle(shape, atoms, scratch, s, floor);
+    if (pick.atom < 0 || pick.score <= floor) return false;
+    const bool added = add_atom(shape, atoms, scratch, s, pick.atom);
+    if (keeps_spread(shape)) s.spread[pick.atom] = 1e30f;  // its bound is 0 from here on
+    if (added) return true;
+    if (s.num_refused == kMaxRefused) return false;
+    s.refused[s.num_refused++] = pick.atom;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------
+// following the picks
 
 // p -= a q, n -= q^2, with q = D u of the atom just taken.
 inline void update_ols(const PursuitShape& shape, const float* q, float a, Signal& s) {
@@ -499,7 +782,7 @@ inline void restart_errors(const PursuitShape& shape, Signal& s, float norm) {
 
 // p and n take in a q with this variance.
 inline void add_errors(Signal& s, float variance) {
-  const float a = s.amplitudes[s.count - 1], rounding = 0.5f * kUlp * s.norm;
+  const float a = s.amplitude, rounding = 0.5f * kUlp * s.norm;
   s.variance_p += a * a * variance + rounding * rounding;
   s.variance_q += variance;
   set_errors(s);
@@ -507,6 +790,16 @@ inline void add_errors(Signal& s, float variance) {
 
 inline void start_ols(const PursuitShape& shape, const PreparedAtoms& atoms, Signal& s) {
   for (int n = 0; n < shape.padded_atoms; n += kLanes) store(s.spread + n, load(atoms.norms2 + n));
+  for (int n = shape.num_atoms; n < shape.padded_atoms; ++n) s.spread[n] = 1e30f;  // a bound of 0
+}
+
+template <bool kOls>
+inline void step_by_kept(const PursuitShape& shape, const GramStep& step, bool keep) {
+  if (keep) {
+    gram_step<kOls, true>(shape, step);
+  } else {
+    gram_step<kOls, false>(shape, step);
+  }
 }
 
 // Brings p (and n) of a signal up to date with the atom just taken.
@@ -515,34 +808,36 @@ inline void follow_gram(const PursuitShape& shape,
                         Scratch& scratch,
                         Signal& s) {
   const int k = s.count - 1;
-  const float* column = s.triangle + size(k) * size(shape.max_atoms);
-  // Independent errors add up in their squares: of the Gram row, of the rows before it, of storing
-  // them.
+  // A row is q = T^T (Gram rows of the atoms so far), p lacks w of them: so are the errors. One
+  // error of a Gram row: its own, that of the column of R, and that of the stored row.
   const float gram = gram_deviation(shape), stored = row_deviation();
-  float variance = gram * gram + stored * stored;
-  for (int i = 0; i < k; ++i) variance += column[i] * column[i] * s.row_variances[i];
-  variance *= s.inverse_nu * s.inverse_nu;
-  s.row_variances[k] = variance + stored * stored;
-  add_errors(s, variance);
+  const float variance = gram * gram + stored * stored, first = correlate_deviation(shape) * s.norm;
+  float weights2 = 0;
+  for (int i = 0; i <= k; ++i) weights2 += s.weights[i] * s.weights[i];
+  const float rounding = 0.5f * kUlp * s.norm;
+  s.variance_p =
+      first * first + variance * weights2 + static_cast<float>(s.count) * rounding * rounding;
+  s.variance_q = variance * s.largest_spread2;
+  set_errors(s);
 
   GramStep step;
   step.gram_row =
       static_cast<const GramValue*>(atoms.gram) + size(s.chosen[k]) * size(shape.padded_atoms);
   step.rows = s.rows;
   step.k = k;
-  step.keep = s.count + 1 < s.limit;
-  step.column = column;
+  step.column = s.column;
   step.inverse_nu = s.inverse_nu;
-  step.amplitude = s.amplitudes[k];
+  step.amplitude = s.amplitude;
   step.correlations = s.correlations;
   step.spread = s.spread;
   step.error_p = s.error_p;
   step.error_n = s.error_n;
   step.group_best = scratch.group_best;
-  if (is_full_ols(shape)) {
-    gram_step<true>(shape, step);
+  const bool keep = s.count + 1 < s.limit;  // a later step will need its row
+  if (shape.ols) {
+    step_by_kept<true>(shape, step, keep);
   } else {
-    gram_step<false>(shape, step);
+    step_by_kept<false>(shape, step, keep);
   }
 }
 
@@ -569,12 +864,13 @@ inline void prefetch_gram_row(const PursuitShape& shape,
 
 inline void take_slot(const Signal& slot, Signal& s) {
   s.basis = slot.basis;
-  s.triangle = slot.triangle;
-  s.amplitudes = slot.amplitudes;
-  s.row_variances = slot.row_variances;
+  s.column = slot.column;
+  s.inverse = slot.inverse;
+  s.weights = slot.weights;
   s.chosen = slot.chosen;
   s.spread = slot.spread;
   s.rows = slot.rows;
+  s.known = slot.known;
 }
 
 inline void first_bounds(const PursuitShape& shape,
@@ -584,7 +880,7 @@ inline void first_bounds(const PursuitShape& shape,
                          float norm) {
   s.variance_q = 0;
   restart_errors(shape, s, norm);
-  if (is_full_ols(shape)) {
+  if (keeps_spread(shape)) {
     start_ols(shape, atoms, s);
     group_ols_bounds(shape, scratch, s);
   } else {
@@ -619,6 +915,7 @@ inline void encode_gram(const PursuitShape& shape,
         working[slot] = next++;
         Signal& s = scratch.signals[working[slot]];
         take_slot(scratch.slots[slot], s);
+        forget_known(shape, s);
         if (wants_more(shape, s)) first_bounds(shape, atoms, scratch, s, s.norm);
       } else {
         follow_gram(shape, atoms, scratch, scratch.signals[working[slot]]);
@@ -668,7 +965,7 @@ inline void encode_correlate(const PursuitShape& shape,
       if (update) {
         const float deviation = correlate_deviation(shape);
         add_errors(s, deviation * deviation);
-        update_ols(shape, static_cast<const float*>(s.rows), s.amplitudes[k - 1], s);
+        update_ols(shape, static_cast<const float*>(s.rows), s.amplitude, s);
         group_ols_bounds(shape, scratch, s);
       } else {
         first_bounds(shape, atoms, scratch, s, s.residual_norm);
@@ -691,6 +988,8 @@ inline void encode_block(const PursuitShape& shape,
                          void* memory) {
   Scratch scratch;
   carve(shape, static_cast<char*>(memory), scratch);
+  forget_all(shape, scratch);
+  scratch.luck = 1;
   for (int b = 0; b < block.num_signals; ++b) {
     Signal& s = scratch.signals[b];
     const int budget = block.budgets == nullptr ? shape.max_atoms : block.budgets[b];
@@ -699,6 +998,7 @@ inline void encode_block(const PursuitShape& shape,
       write_not_finite(shape, block, b);
     } else {
       write_curve(shape, block, b, s, 0);
+      if (!shape.gram) forget_known(shape, s);
       if (!s.active && !shape.gram) finish_signal(shape, block, b, s);
     }
   }

@@ -1,8 +1,7 @@
 #pragma once
 // What the screens share: a screen knows the correlations of all atoms to within a known error, at
 // whatever precision is fast; the pick is settled on fp32 atoms (pursuit_simd.h). Two of them, with
-// the same functions: screen_fp32.h for any CPU, screen_vnni.h for those with int8 and int16 dot
-// products.
+// the same functions: screen_fp32.h for any CPU, screen_vnni.h for those with int16 dot products.
 #include "kernels/pursuit/level.h"
 #include "kernels/pursuit/simd.h"
 
@@ -45,9 +44,8 @@ inline Vec vector_bound(Vec p, Vec n, float error_p, float error_n) {
 // then p -= a q, and n -= q^2 for OLS.
 struct GramStep {
   const void* gram_row;  // of the atom just taken
-  void* rows;            // q of the atoms so far; the new one is added
+  void* rows;            // q of the atoms so far; the new one is added if it is to be kept
   int k;                 // how many there are
-  bool keep;             // a later step will need the new one
   const float* column;   // R_0k .. R_k-1,k
   float inverse_nu, amplitude;
   float* correlations;  // p [padded_atoms]

@@ -118,55 +118,56 @@ inline void gram_rows(const PursuitShape& shape,
   correlate(shape, atoms, rows, nullptr, count, out, nullptr);
 }
 
-template <bool kFullOls>
+template <bool kOls, bool kKeep>
 inline void gram_step(const PursuitShape& shape, const GramStep& step) {
-  const float* gram = static_cast<const float*>(step.gram_row);
+  const float* const gram = static_cast<const float*>(step.gram_row);
+  const float* const column = step.column;
+  float* const correlations = step.correlations;
+  float* const spread = step.spread;
+  const int padded_atoms = shape.padded_atoms, k = step.k;
+  const std::size_t chunk_size = size(shape.max_atoms) * kChunkAtoms;
+  const float error_p = step.error_p, error_n = step.error_n;
   const Vec a = splat(step.amplitude), inverse = splat(step.inverse_nu);
   constexpr int kStep = kLanes == 16 ? 16 : 8;  // vectors held in registers
-  for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
+  for (int chunk = 0, n = 0; n < padded_atoms; ++chunk) {
     Vec best{};
-    float* const rows =
-        static_cast<float*>(step.rows) + size(chunk) * size(shape.max_atoms) * kChunkAtoms;
-    for (int first = 0; first < kChunkAtoms && n < shape.padded_atoms; first += kStep * kLanes) {
-      const int left = (shape.padded_atoms - n) / kLanes, vectors = left < kStep ? left : kStep;
-      Vec acc[kStep];
-      if (vectors == kStep) {
-#pragma GCC unroll 16
-        for (int v = 0; v < kStep; ++v) acc[v] = load(gram + n + v * kLanes);
-        const float* row = rows + first;
-        for (int i = 0; i < step.k; ++i, row += kChunkAtoms) {
-          const Vec c = splat(step.column[i]);
-#pragma GCC unroll 16
-          for (int v = 0; v < kStep; ++v) acc[v] -= c * load(row + v * kLanes);
-        }
-      } else {
-        for (int v = 0; v < vectors; ++v) {
-          acc[v] = load(gram + n + v * kLanes);
-          const float* row = rows + first + v * kLanes;
-          for (int i = 0; i < step.k; ++i, row += kChunkAtoms)
-            acc[v] -= splat(step.column[i]) * load(row);
-        }
-      }
-      float* const added = rows + step.k * kChunkAtoms + first;
-      const auto finish = [&](int v) {
+    float* const rows = static_cast<float*>(step.rows) + size(chunk) * chunk_size;
+    for (int first = 0; first < kChunkAtoms && n < padded_atoms; first += kStep * kLanes) {
+      const int left = (padded_atoms - n) / kLanes, vectors = left < kStep ? left : kStep;
+      float* const added = rows + k * kChunkAtoms + first;
+      const auto finish = [&](int v, Vec sums) {
         const int offset = v * kLanes;
-        const Vec q = acc[v] * inverse;
-        if (step.keep) store(added + offset, q);
-        const Vec p = load(step.correlations + n + offset) - a * q;
-        store(step.correlations + n + offset, p);
-        if constexpr (kFullOls) {
-          const Vec spread = load(step.spread + n + offset) - q * q;
-          store(step.spread + n + offset, spread);
-          best = max(best, vector_bound(p, spread, step.error_p, step.error_n));
+        const Vec q = sums * inverse;
+        if constexpr (kKeep) store(added + offset, q);
+        const Vec p = load(correlations + n + offset) - a * q;
+        store(correlations + n + offset, p);
+        if constexpr (kOls) {
+          const Vec outside = load(spread + n + offset) - q * q;
+          store(spread + n + offset, outside);
+          best = max(best, vector_bound(p, outside, error_p, error_n));
         } else {
-          best = max(best, abs(p));
+          best = max_magnitude(best, p);
         }
       };
       if (vectors == kStep) {
+        Vec acc[kStep];
 #pragma GCC unroll 16
-        for (int v = 0; v < kStep; ++v) finish(v);
+        for (int v = 0; v < kStep; ++v) acc[v] = load(gram + n + v * kLanes);
+        const float* row = rows + first;
+        for (int i = 0; i < k; ++i, row += kChunkAtoms) {
+          const Vec c = splat(column[i]);
+#pragma GCC unroll 16
+          for (int v = 0; v < kStep; ++v) acc[v] -= c * load(row + v * kLanes);
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < kStep; ++v) finish(v, acc[v]);
       } else {
-        for (int v = 0; v < vectors; ++v) finish(v);
+        for (int v = 0; v < vectors; ++v) {
+          Vec acc = load(gram + n + v * kLanes);
+          const float* row = rows + first + v * kLanes;
+          for (int i = 0; i < k; ++i, row += kChunkAtoms) acc -= splat(column[i]) * load(row);
+          finish(v, acc);
+        }
       }
       n += vectors * kLanes;
     }

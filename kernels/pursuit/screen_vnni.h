@@ -183,30 +183,32 @@ inline void gram_rows(const PursuitShape& shape,
   });
 }
 
-template <bool kFullOls>
-inline void gram_step(const PursuitShape& shape, const GramStep& step) {
-  const std::int16_t* gram = static_cast<const std::int16_t*>(step.gram_row);
-  const Vec a = splat(step.amplitude), unit = splat(step.inverse_nu * (1.0f / 536870912.0f));
-  const int pairs = (step.k + 1) / 2;
-  const bool odd = step.k % 2 != 0;
+template <bool kOls, bool kKeep, bool kOdd>
+inline void gram_step_as(const PursuitShape& shape, const GramStep& step) {
+  const std::int16_t* const gram = static_cast<const std::int16_t*>(step.gram_row);
+  float* const correlations = step.correlations;
+  float* const spread = step.spread;
+  const int padded_atoms = shape.padded_atoms, k = step.k, pairs = (k + 1) / 2;
+  const std::size_t chunk_size = size(row_pairs(shape)) * kChunkAtoms;
+  const float error_p = step.error_p, error_n = step.error_n;
+  const float unit = step.inverse_nu * (1.0f / 536870912.0f);
+  const Vec a = splat(step.amplitude * unit), to_q = splat(unit), to_row = splat(unit * kRowOne);
   std::int32_t column[128];  // -R in pairs, as 16 bit numbers
   for (int i = 0; i < pairs; ++i) {
     const auto fixed = [&](int j) {
-      return j < step.k ? static_cast<std::uint32_t>(static_cast<std::int32_t>(
-                              __builtin_rintf(-step.column[j] * kColumnOne)))
-                        : 0u;
+      return j < k ? static_cast<std::uint32_t>(
+                         static_cast<std::int32_t>(__builtin_rintf(-step.column[j] * kColumnOne)))
+                   : 0u;
     };
     column[i] = static_cast<std::int32_t>((fixed(2 * i + 1) << 16) | (fixed(2 * i) & 0xffffu));
   }
-  constexpr int kStep = 8;  // vectors held in registers
-  for (int chunk = 0, n = 0; n < shape.padded_atoms; ++chunk) {
+  constexpr int kStep = 16;  // vectors held in registers
+  for (int chunk = 0, n = 0; n < padded_atoms; ++chunk) {
     Vec best{};
-    std::int32_t* const rows =
-        static_cast<std::int32_t*>(step.rows) + size(chunk) * size(row_pairs(shape)) * kChunkAtoms;
-    for (int first = 0; first < kChunkAtoms && n < shape.padded_atoms; first += kStep * 16) {
-      const int left = (shape.padded_atoms - n) / 16,
-                vectors = left < kStep ? left : kStep;  // 4 or 8
-      std::int32_t* const added = rows + step.k / 2 * kChunkAtoms + first;
+    std::int32_t* const rows = static_cast<std::int32_t*>(step.rows) + size(chunk) * chunk_size;
+    for (int first = 0; first < kChunkAtoms && n < padded_atoms; first += kStep * 16) {
+      const int left = (padded_atoms - n) / 16, vectors = left < kStep ? left : kStep;
+      std::int32_t* const added = rows + k / 2 * kChunkAtoms + first;
       const auto start = [&](int v) {
         const __m256i values =
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(gram + n + v * 16));
@@ -214,33 +216,34 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
       };
       const auto finish = [&](int v, VecInt sums) {
         const int offset = v * 16;
-        const Vec q = (Vec)_mm512_cvtepi32_ps((__m512i)sums) * unit;
-        if (step.keep) {
-          const VecInt fixed = (VecInt)_mm512_cvtps_epi32((__m512)(q * kRowOne));
+        const Vec value = (Vec)_mm512_cvtepi32_ps((__m512i)sums);
+        if constexpr (kKeep) {
+          const VecInt fixed = (VecInt)_mm512_cvtps_epi32((__m512)(value * to_row));
           store_int(added + offset,
-                    odd ? load_int(added + offset) | (fixed << 16) : fixed & 0xffff);
+                    kOdd ? load_int(added + offset) | (fixed << 16) : fixed & 0xffff);
         }
-        const Vec p = load(step.correlations + n + offset) - a * q;
-        store(step.correlations + n + offset, p);
-        if constexpr (kFullOls) {
-          const Vec spread = load(step.spread + n + offset) - q * q;
-          store(step.spread + n + offset, spread);
-          best = max(best, vector_bound(p, spread, step.error_p, step.error_n));
+        const Vec p = load(correlations + n + offset) - a * value;
+        store(correlations + n + offset, p);
+        if constexpr (kOls) {
+          const Vec q = value * to_q;
+          const Vec outside = load(spread + n + offset) - q * q;
+          store(spread + n + offset, outside);
+          best = max(best, vector_bound(p, outside, error_p, error_n));
         } else {
-          best = max(best, abs(p));
+          best = max_magnitude(best, p);
         }
       };
       if (vectors == kStep) {
         VecInt acc[kStep];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < kStep; ++v) acc[v] = start(v);
         const std::int32_t* row = rows + first;
         for (int i = 0; i < pairs; ++i, row += kChunkAtoms) {
           const VecInt c = column[i] - VecInt{};
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int v = 0; v < kStep; ++v) acc[v] = add_products(acc[v], c, load_int(row + v * 16));
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < kStep; ++v) finish(v, acc[v]);
       } else {
         for (int v = 0; v < vectors; ++v) {
@@ -255,6 +258,15 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
       n += vectors * 16;
     }
     store(step.group_best + chunk * kLanes, best);
+  }
+}
+
+template <bool kOls, bool kKeep>
+inline void gram_step(const PursuitShape& shape, const GramStep& step) {
+  if (step.k % 2 != 0) {
+    gram_step_as<kOls, kKeep, true>(shape, step);
+  } else {
+    gram_step_as<kOls, kKeep, false>(shape, step);
   }
 }
 

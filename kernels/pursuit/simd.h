@@ -94,5 +94,84 @@ inline float largest(Vec v) {
 #endif
 }
 
+/// The sums of four vectors; each is added up in the same order whatever the other three are.
+inline void sum4(Vec a, Vec b, Vec c, Vec d, float* to) {
+#if defined(__AVX512F__)
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b),
+                                  _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d),
+                                  _mm512_unpackhi_ps((__m512)c, (__m512)d));
+  const __m512 lanes =
+      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 halves =
+      _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#elif defined(__AVX2__)
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b),
+                                  _mm256_unpackhi_ps((__m256)a, (__m256)b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps((__m256)c, (__m256)d),
+                                  _mm256_unpackhi_ps((__m256)c, (__m256)d));
+  const __m256 lanes =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1)));
+#else
+  to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+#endif
+}
+
+/// v[0], v[stride], ... v[(count - 1) * stride], then zeros.
+inline Vec load_strided(const float* v, int stride, int count) {
+#if defined(__AVX512F__)
+  const __m512i index =
+      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32(stride));
+  const __mmask16 there = static_cast<__mmask16>((1u << count) - 1);
+  return (Vec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, index, v, 4);
+#else
+  Vec values{};
+  for (int i = 0; i < count; ++i) values[i] = v[i * stride];
+  return values;
+#endif
+}
+
+/// v[index[0]], v[index[1]], ...
+inline Vec load_at(const float* v, const std::int32_t* index) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_i32gather_ps(_mm512_loadu_si512(index), v, 4);
+#else
+  Vec values;
+  for (int i = 0; i < kLanes; ++i) values[i] = v[index[i]];
+  return values;
+#endif
+}
+
+/// Lists those of v[0..count) of magnitude >= least, and their magnitudes; count is a multiple
+/// of 64.
+inline int list_reaching(
+    const float* v, int count, float least, std::int32_t* indices, float* magnitudes) {
+  int listed = 0;
+  for (int first = 0; first < count; first += 64) {
+    std::uint64_t mask = 0;
+#pragma GCC unroll 16
+    for (int i = 0; i < 64; i += kLanes)
+      mask |= static_cast<std::uint64_t>(mask_ge(abs(load(v + first + i)), splat(least))) << i;
+    for (; mask != 0; mask &= mask - 1) {
+      const int n = first + __builtin_ctzll(mask);
+      indices[listed] = n;
+      magnitudes[listed++] = __builtin_fabsf(v[n]);
+    }
+  }
+  return listed;
+}
+
+/// The larger magnitude of each lane.
+inline Vec max_magnitude(Vec so_far, Vec v) {
+#if defined(__AVX512DQ__)
+  return (Vec)_mm512_range_ps((__m512)so_far, (__m512)v, 0x0b);
+#else
+  return max(so_far, abs(v));
+#endif
+}
+
 }  // namespace
 }  // namespace lexico::kernels::cpu

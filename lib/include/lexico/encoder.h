@@ -20,34 +20,41 @@ struct Selection {
 
 /// When to stop adding atoms to a signal x with residual r: the first bound met wins.
 struct EncodeOptions {
-  int max_atoms = 8;                ///< the paper's s: 1 <= max_atoms <= min(dim, num_atoms)
-  float relative_tolerance = 0.0f;  ///< stop once |r| <= relative_tolerance * |x|; 0 asks for max_atoms
+  int max_atoms = 8;  ///< the paper's s: 1 <= max_atoms <= min(dim, num_atoms)
+  float relative_tolerance =
+      0.0f;  ///< stop once |r| <= relative_tolerance * |x|; 0 asks for max_atoms
   Selection selection;
-  int threads = 0;                  ///< 0: all the machine has. The result does not depend on it.
+  int threads = 0;  ///< 0: all the machine has. The result does not depend on it.
 };
 
-/// What a batch encodes to, for P dictionaries side by side and B signals each. Fixed stride: signal (p, b)
-/// owns slots [(p * B + b) * max_atoms, ... + counts[p * B + b]).
+/// What a batch encodes to, for P dictionaries side by side and B signals each. Fixed stride:
+/// signal (p, b) owns slots [(p * B + b) * max_atoms, ... + counts[p * B + b]).
 struct SparseCodes {
   int num_dictionaries = 0;
-  std::int64_t num_signals = 0;       ///< B, per dictionary
+  std::int64_t num_signals = 0;  ///< B, per dictionary
   int max_atoms = 0;
   std::vector<std::int32_t> indices;  ///< [P, B, max_atoms], -1 in unused slots
   std::vector<float> weights;         ///< [P, B, max_atoms], 0 in unused slots
   std::vector<std::int32_t> counts;   ///< [P, B], 0..max_atoms
   std::vector<float> residual_norms;  ///< [P, B], L2; NaN for a signal that holds NaN or Inf
-  std::vector<float> curve;           ///< empty, or [P, B, max_atoms]: |r| after each atom; the last value repeats
+  std::vector<float>
+      curve;  ///< empty, or [P, B, max_atoms]: |r| after each atom; the last value repeats
 };
 
-/// Sparse coding by matching pursuit with re-fitted weights (OMP and its OLS form), on the CPU, fp32.
+/// Sparse coding by matching pursuit with re-fitted weights (OMP and its OLS form), on the CPU,
+/// fp32.
 ///
-/// An all-zero signal gets no atoms. A signal with a NaN or Inf gets no atoms and a NaN residual norm; its neighbours
-/// are unaffected. No index is chosen twice; a signal that lies in the span of fewer atoms gets fewer. Ties go to the
-/// lower index. The result does not depend on the thread count nor on how signals are split into batches.
+/// An all-zero signal gets no atoms. A signal with a NaN or Inf gets no atoms and a NaN residual
+/// norm; its neighbours are unaffected. No index is chosen twice; a signal that lies in the span of
+/// fewer atoms gets fewer. Ties go to the lower index. The result does not depend on the thread
+/// count nor on how signals are split into batches.
 ///
-/// One encoder owns scratch memory that grows to the largest batch seen and serves one caller at a time.
+/// One encoder owns scratch memory that grows to the largest batch seen and serves one caller at a
+/// time.
 class Encoder {
  public:
+  /// @throws InvalidArgument naming the option, its value and its bound; also if the environment
+  /// variable LEXICO_CPU names no speed level of this CPU.
   explicit Encoder(const EncodeOptions& options);
   ~Encoder();
   Encoder(Encoder&&) noexcept;
@@ -55,8 +62,8 @@ class Encoder {
 
   const EncodeOptions& options() const;
 
-  /// Takes the atoms to encode with; call it again whenever they change. The memory must stay valid and unchanged
-  /// until the next call.
+  /// Takes the atoms to encode with; call it again whenever they change. The memory must stay valid
+  /// and unchanged until the next call.
   /// @param atoms  [num_dictionaries, num_atoms, dim], rows of unit L2 norm.
   /// @throws InvalidArgument if max_atoms > min(dim, num_atoms), or a size is < 1.
   void set_atoms(const float* atoms, int num_dictionaries, int num_atoms, int dim);
@@ -64,19 +71,31 @@ class Encoder {
   /// @param signals     [num_dictionaries, num_signals, dim]; num_signals may be 0.
   /// @param codes       overwritten; its memory is reused when it fits.
   /// @param with_curve  also fill `codes.curve`.
-  /// @param budgets     nullptr, or [num_dictionaries, num_signals]: at most this many atoms for the signal (more than
+  /// @param budgets     nullptr, or [num_dictionaries, num_signals]: at most this many atoms for
+  /// the signal (more than
   ///                    max_atoms means max_atoms, less than 0 none).
-  /// @throws InvalidArgument if there are no atoms yet or num_signals < 0; ResourceError if scratch cannot be had.
-  void encode(const float* signals, std::int64_t num_signals, SparseCodes& codes, bool with_curve = false,
+  /// @throws InvalidArgument if there are no atoms yet or num_signals < 0; ResourceError if scratch
+  /// cannot be had.
+  void encode(const float* signals,
+              std::int64_t num_signals,
+              SparseCodes& codes,
+              bool with_curve = false,
               const std::int32_t* budgets = nullptr);
 
-  /// Scratch that one call with `num_signals` needs with these atoms, in bytes (beyond atoms, signals and codes).
-  /// Small batches need less: a Gram matrix is made once the signals encoded since set_atoms pay for it.
+  /// Scratch that one call with `num_signals` needs with these atoms, in bytes (beyond atoms,
+  /// signals and codes). Small batches need less: a Gram matrix is made once the signals encoded
+  /// since set_atoms pay for it.
   std::size_t workspace_bytes(std::int64_t num_signals) const;
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// The speed level the last encoder made runs at, the best this CPU has unless LEXICO_CPU names
+/// another; and all that this CPU has, worst first: "generic", "avx2", "avx512", "avx512vnni".
+/// Codes have the same accuracy at each.
+std::string cpu_level();
+std::vector<std::string> cpu_levels();
 
 }  // namespace lexico

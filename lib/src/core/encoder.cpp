@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <new>
+#include <sstream>
 
 #include "check.h"
 #include "kernels/memory/memory.h"
@@ -86,7 +87,8 @@ Encoder::Encoder(const EncodeOptions& options) : impl_(std::make_unique<Impl>())
   if (options.selection.candidates < 0) {
     throw_invalid("selection has ", options.selection.candidates, " candidates, must be >= 0");
   }
-  throw_if_failed(kernels::cpu::set_pursuit_level(nullptr), "encoder");
+  const kernels::Status level = kernels::cpu::set_pursuit_level(nullptr);
+  if (!level.ok()) throw_invalid(level.what);
   impl_->options = options;
 }
 Encoder::~Encoder() = default;
@@ -160,8 +162,8 @@ void Encoder::encode(const float* signals,
   const kernels::cpu::PursuitPlan plan = kernels::cpu::plan_pursuit(problem, impl.signals_seen);
   // What was derived from the atoms lies at the front of the workspace, in an order that the form
   // decides.
-  const bool reusable =
-      impl.prepared && plan.form == impl.plan.form && plan.wave == impl.num_dictionaries;
+  const bool reusable = impl.prepared && plan.level == impl.plan.level &&
+                        plan.form == impl.plan.form && plan.wave == impl.num_dictionaries;
   impl.prepared = reusable;
   impl.reserve(plan.workspace_bytes);
   throw_if_failed(kernels::cpu::pursuit(problem, plan, impl.workspace, impl.prepared), "encode");
@@ -173,6 +175,15 @@ std::size_t Encoder::workspace_bytes(std::int64_t num_signals) const {
   return kernels::cpu::plan_pursuit(impl_->problem(num_signals),
                                     std::max(impl_->signals_seen, num_signals))
       .workspace_bytes;
+}
+
+std::string cpu_level() { return kernels::cpu::pursuit_level(); }
+
+std::vector<std::string> cpu_levels() {
+  std::vector<std::string> names;
+  std::istringstream all(kernels::cpu::pursuit_levels());
+  for (std::string name; std::getline(all, name, '|');) names.push_back(name);
+  return names;
 }
 
 }  // namespace lexico
