@@ -257,6 +257,11 @@ ExtractionResult extract(LanguageModel& model,
   for (std::size_t i = 0; i < finished.size(); ++i)
     if (finished[i]) tokens_before += plan.shards[i].num_tokens;
   progress.start_from(static_cast<double>(tokens_before));
+  if (benchmark) {
+    Batch warm_up;  // the first forward of a process is slow
+    BatchMaker(corpus, plan, 0).fill(warm_up);
+    run_model(model, plan, warm_up);
+  }
   const auto begin = Clock::now();
   {
     WriterThread writer(model.info(), plan, output);
