@@ -24,18 +24,24 @@ function(lexico_add_test name)
     PROPERTIES LABELS "${arg_LABELS}")
 endfunction()
 
-# lexico_add_python_test(apps/train/journeys [LABELS slow]) runs tests/apps/train/journeys_test.py with pytest; it finds
-# the programs in the folder LEXICO_BIN. Skipped, and said so, where Python or a package is missing.
-function(lexico_add_python_test name)
-  cmake_parse_arguments(arg "" "" "LABELS" ${ARGN})
+# The Python of scripts/setup, or the system's; as a last resort a command that says it is missing and exits with 77 (skipped).
+function(lexico_find_python result)
   set(python "${PROJECT_SOURCE_DIR}/.venv/bin/python")
   if(NOT EXISTS "${python}")
     find_package(Python3 COMPONENTS Interpreter QUIET)
     set(python "${Python3_EXECUTABLE}")
   endif()
   if(NOT python)
-    set(python "sh" "-c" "echo 'skipped: no Python 3; run scripts/setup'; exit 77")
+    set(python sh -c "echo 'skipped: no Python 3; run scripts/setup'; exit 77" sh)
   endif()
+  set(${result} "${python}" PARENT_SCOPE)
+endfunction()
+
+# lexico_add_python_test(apps/train/journeys [LABELS slow]) runs tests/apps/train/journeys_test.py with pytest; it finds
+# the programs in the folder LEXICO_BIN. Skipped, and said so, where Python or a package is missing.
+function(lexico_add_python_test name)
+  cmake_parse_arguments(arg "" "" "LABELS" ${ARGN})
+  lexico_find_python(python)
   add_test(NAME ${name} COMMAND ${python} ${PROJECT_SOURCE_DIR}/tests/support/run_pytest.py ${PROJECT_SOURCE_DIR}/tests/${name}_test.py)
   set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900 LABELS "${arg_LABELS}"
     ENVIRONMENT "LEXICO_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")

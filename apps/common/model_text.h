@@ -21,7 +21,7 @@ struct ModelTextConfig {
     visit("tokenizer",
           self.tokenizer,
           "tokenizer.json; empty: MODEL.tokenizer.json or tokenizer.json beside the model");
-    visit("field", self.field, "of each line of a .jsonl text");
+    visit("field", self.field, "key of the text in each line of a .jsonl file");
     visit("sequence_length",
           self.sequence_length,
           "tokens the model sees at once; 0: 512, or the model's most if less");

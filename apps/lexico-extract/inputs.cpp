@@ -12,15 +12,6 @@
 namespace lexico::apps {
 namespace {
 
-ModelTextConfig text_options(const ExtractConfig& config) {
-  return {config.model,
-          config.tokenizer,
-          config.field,
-          config.bos,
-          config.device,
-          config.sequence_length};
-}
-
 std::vector<TextSpec> specs_of(const ExtractConfig& config) {
   std::vector<TextSpec> specs;
   for (const std::string& text : config.text) {
@@ -67,12 +58,11 @@ double fraction_of(std::uint64_t seed) {
 Corpus read_corpus(const ExtractConfig& config, const ModelInfo& model) {
   const std::vector<TextSpec> specs = specs_of(config);
   Corpus corpus;
-  const ModelTextConfig options = text_options(config);
-  const PackOptions packing = packing_for(options, model);
+  const PackOptions packing = packing_for(config, model);
   corpus.sequence_length = packing.sequence_length;
   corpus.bos = name_of(packing.bos);
   std::optional<Tokenizer> tokenizer;
-  if (!config.text.empty()) tokenizer = load_tokenizer(options, model);
+  if (!config.text.empty()) tokenizer = load_tokenizer(config, model);
   for (const TextSpec& spec : specs) {
     if (stop_requested()) throw Interrupted("stopped while reading the texts; nothing was written");
     std::error_code unknown;

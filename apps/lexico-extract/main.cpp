@@ -41,13 +41,12 @@ void ExtractConfig::validate() const {
   if (output.empty())
     throw InvalidArgument("output is missing: --output FILE.h5, or a folder for shards");
   if (resume && overwrite) throw InvalidArgument("--resume and --overwrite contradict each other");
-  at_least("sequence_length", sequence_length, 0);
+  ModelTextConfig::validate();
   at_least("batch_size", batch_size, 0);
   at_least("batch_tokens", batch_tokens, 1);
   at_least("threads", threads, 0);
   at_least("max_vectors", max_vectors, 0);
   at_least("shard_vectors", shard_vectors, 0);
-  one_of("bos", bos, {"auto", "always", "document", "none"});
   one_of("dtype", dtype, {"float16", "float32"});
   one_of("key_stage", key_stage, {"post_rope", "pre_rope"});
 }
@@ -55,21 +54,6 @@ void ExtractConfig::validate() const {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-/// As the user could type it again, less `without`.
-std::string command_line(int argc, char** argv, std::initializer_list<const char*> without) {
-  std::string text;
-  for (int i = 0; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (std::find(without.begin(), without.end(), word) != without.end()) continue;
-    const bool plain =
-        !word.empty() && word.find_first_of(" \t\n'\"\\$*?[]&;|<>()`!#~{}") == std::string::npos;
-    std::string quoted = "'";
-    for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    text += (i > 0 ? " " : "") + (plain ? word : quoted + "'");
-  }
-  return text;
-}
 
 Json describe(const Plan& plan, const Output& output) {
   return {{"model", plan.info.model},
@@ -205,7 +189,7 @@ int run(int argc, char** argv) {
   std::future<std::string> model_sha256 =
       std::async(std::launch::async, sha256_of_file, config.model);  // minutes for a large one
   const Corpus corpus = read_corpus(config, model.info());
-  const std::string again = command_line(argc, argv, {"--resume", "--overwrite"});
+  const std::string again = typed_command(argc, argv, {"--resume", "--overwrite"});
   const Plan plan =
       make_plan(config, model.info(), model_sha256.get(), corpus, again, output.is_one_file());
   if (plan.info.key_stage == KeyStage::kPreRope && model.info().rope_kind == "none")

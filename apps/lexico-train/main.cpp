@@ -80,19 +80,6 @@ struct Config {
   }
 };
 
-std::string command_line(int argc, char** argv) {
-  std::string text;
-  for (int i = 0; i < argc; ++i) text += (i ? " " : "") + std::string(argv[i]);
-  return text;
-}
-
-std::string utc_now() {
-  char text[32];
-  const std::time_t now = std::time(nullptr);
-  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", std::gmtime(&now));
-  return text;
-}
-
 std::vector<TrainTarget> targets_of(const Config& config, const ActivationInfo& info) {
   std::vector<TrainTarget> targets;
   for (int layer : parse_layers(config.layers, info.num_layers))
@@ -323,7 +310,7 @@ Json run_record(const Config& config, const std::string& command, const Activati
   Json run;
   run["program"] = std::string("lexico-train ") + lexico_version();
   run["command"] = command;
-  run["started"] = utc_now();
+  run["started"] = utc_time();
   char host[256] = "";
   gethostname(host, sizeof host - 1);
   run["host"] = host;
@@ -463,7 +450,7 @@ int train(const Config& config, const std::vector<Option>& options, const std::s
   result.title = "Training of dictionaries for " + info.model;
   result.command = command;
   result.version = std::string("lexico-train ") + lexico_version();
-  result.created = utc_now();
+  result.created = utc_time();
   if (!no_pt.empty()) result.notes.push_back(no_pt);
   if (observer.last().bad_vectors > 0)
     result.notes.push_back(std::to_string(observer.last().bad_vectors) +
@@ -474,7 +461,7 @@ int train(const Config& config, const std::vector<Option>& options, const std::s
     training.series[i].unused_atoms = unused[i];
   result.training = std::move(training);
   report::write_report(result, folder.path());
-  run["finished"] = utc_now();
+  run["finished"] = utc_time();
   run["seconds"] = observer.seconds();
   run["verdict"] = report::verdict(result);
   write_file(folder.file("run.json"), run.dump(2) + "\n");
@@ -509,7 +496,7 @@ int run(int argc, char** argv) {
   if (!parse_command_line(program, options, argc, argv)) return 0;
   config.validate();
   watch_stop_signals();
-  return train(config, options, command_line(argc, argv));
+  return train(config, options, typed_command(argc, argv));
 }
 
 }  // namespace
