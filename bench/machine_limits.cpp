@@ -1,5 +1,5 @@
-// What this machine can do at most: the rates and bandwidths that docs/encoder.md measures the encoder against.
-// Built for the machine it is compiled on; prints one line per limit, per thread.
+// What this machine can do at most: the rates and bandwidths that docs/encoder.md measures the
+// encoder against. Built for the machine it is compiled on; prints one line per limit, per thread.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -30,7 +30,8 @@ volatile int sink_i;
 
 void bandwidth(const char* name, std::size_t bytes) {
   std::vector<char> memory(bytes + 64, 1);
-  const char* p = reinterpret_cast<const char*>((reinterpret_cast<std::size_t>(memory.data()) + 63) / 64 * 64);
+  const char* p =
+      reinterpret_cast<const char*>((reinterpret_cast<std::size_t>(memory.data()) + 63) / 64 * 64);
   const std::size_t rounds = std::max<std::size_t>(1, (std::size_t{256} << 20) / bytes);
   const double time = best_of(5, [&] {
     __m256i a{}, b{}, c{}, d{};
@@ -63,19 +64,21 @@ int main() {
   }
 #define DECLARE(i) auto acc##i = zero;
 #define KEEP(i) __asm__ volatile("" : "+v"(acc##i));
-#define RATE(name, type, init, step, per_instruction)                                             \
-  {                                                                                                \
-    const type zero = init;                                                                        \
-    type x = init, y = init;                                                                       \
-    __asm__ volatile("" : "+v"(x), "+v"(y));                                                       \
-    TWELVE(DECLARE)                                                                                \
-    const double time = best_of(3, [&] {                                                           \
-      for (long r = 0; r < kRounds; ++r) {                                                         \
-        TWELVE(step)                                                                               \
-        TWELVE(KEEP)                                                                               \
-      }                                                                                            \
-    });                                                                                            \
-    std::printf("%-28s %8.1f G multiply-adds/s\n", name, 12.0 * kRounds * (per_instruction) / time * 1e-9); \
+#define RATE(name, type, init, step, per_instruction)              \
+  {                                                                \
+    const type zero = init;                                        \
+    type x = init, y = init;                                       \
+    __asm__ volatile("" : "+v"(x), "+v"(y));                       \
+    TWELVE(DECLARE)                                                \
+    const double time = best_of(3, [&] {                           \
+      for (long r = 0; r < kRounds; ++r) {                         \
+        TWELVE(step)                                               \
+        TWELVE(KEEP)                                               \
+      }                                                            \
+    });                                                            \
+    std::printf("%-28s %8.1f G multiply-adds/s\n",                 \
+                name,                                              \
+                12.0 * kRounds * (per_instruction) / time * 1e-9); \
   }
 #if defined(__FMA__)
 #define FMA256(i) acc##i = _mm256_fmadd_ps(x, y, acc##i);
