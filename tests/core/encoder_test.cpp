@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <random>
 #include <vector>
@@ -151,6 +152,41 @@ TEST(Encoder, ManySmallCallsGiveWhatOneLargeCallGives) {
       }
     }
   }
+}
+
+TEST(Encoder, LexicoCpuIsRefusedByNameUnlessThisCpuHasIt) {
+  setenv("LEXICO_CPU", "quantum", 1);
+  const std::string message = message_of([] { encoder(4); });
+  unsetenv("LEXICO_CPU");
+  EXPECT_NE(message.find("LEXICO_CPU is 'quantum'"), std::string::npos) << message;
+  EXPECT_NE(message.find("generic"), std::string::npos) << message;
+}
+
+TEST(Encoder, LevelMayChangeBetweenCalls) {
+  const std::vector<float> atoms = random_rows(256, 40, 1, true),
+                           signals = random_rows(900, 40, 2, false);
+  Encoder e = encoder(6);
+  e.set_atoms(atoms.data(), 1, 256, 40);
+  SparseCodes before, after;
+  e.encode(signals.data(), 900, before);
+  for (const std::string& level : cpu_levels()) {  // what e prepared was for another level
+    setenv("LEXICO_CPU", level.c_str(), 1);
+    (void)encoder(6);
+    EXPECT_EQ(cpu_level(), level);
+    e.encode(signals.data(), 900, after);
+    EXPECT_EQ(after.indices, before.indices) << level;
+  }
+  unsetenv("LEXICO_CPU");
+}
+
+TEST(Encoder, WorkspaceIsStatedAndReused) {
+  const std::vector<float> atoms = random_rows(2 * 512, 64, 1, true);
+  Encoder e = encoder(8);
+  e.set_atoms(atoms.data(), 2, 512, 64);
+  // A Gram matrix of 512 x 512 for each dictionary at most, and little beside it.
+  EXPECT_GT(e.workspace_bytes(100000), 0u);
+  EXPECT_LT(e.workspace_bytes(100000), std::size_t{2} * 512 * 512 * 4 + (std::size_t{4} << 20));
+  EXPECT_LE(e.workspace_bytes(1), e.workspace_bytes(100000));
 }
 
 TEST(Encoder, OlsLeavesLessThanOmp) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <random>
 #include <sstream>
@@ -362,6 +363,65 @@ TEST_P(PursuitContract, BothFormsGiveTheSameCodes) {
   EXPECT_TRUE(encode(c, 10, GetParam()) == encode(c, 10, other));
 }
 
+// Their screens err differently, most where atoms are nearly dependent: what they propose must not
+// depend on it.
+TEST_P(PursuitContract, BothFormsGiveTheSameCodesWhereScreensAreWorst) {
+  Variant other = GetParam();
+  other.form = other.form == PursuitForm::kGram ? PursuitForm::kCorrelate : PursuitForm::kGram;
+  Case c = coherent(512, 64, 30, 17);
+  for (int n = 256; n < 512; ++n) {  // half of the atoms have a twin 0.5 degrees away
+    for (int k = 0; k < 64; ++k) {
+      const float step = (n * 31 + k * 17) % 7 < 3 ? 1e-3f : -1e-3f;
+      c.rows[static_cast<std::size_t>(n * 64 + k)] = c.row(n - 256)[k] + step;
+    }
+    normalize(c.rows.data() + n * 64, 64);
+  }
+  const Codes codes = encode(c, 40, GetParam());
+  expect_sound(c, codes);
+  EXPECT_TRUE(codes == encode(c, 40, other));
+}
+
+TEST_P(PursuitContract, AllShapesAreSound) {
+  struct Sizes {
+    int atoms, dim, max_atoms, signals, dictionaries;
+  };
+  for (const Sizes& z : {Sizes{64, 32, 32, 3, 1},
+                         {64, 36, 5, 1, 1},
+                         {65, 33, 9, 7, 2},
+                         {1000, 100, 64, 2, 1},
+                         {300, 256, 64, 2, 3},
+                         {2100, 72, 8, 5, 1},
+                         {257, 250, 250, 1, 1},
+                         {1, 8, 1, 2, 1}}) {
+    const Case c = isotropic(z.atoms, z.dim, z.signals, 31, z.dictionaries);
+    const Codes codes = encode(c, z.max_atoms, GetParam());
+    if (z.dictionaries == 1) expect_sound(c, codes);
+    for (const std::int32_t count : codes.counts) {
+      // The last direction of all may hold no more than rounding errors.
+      EXPECT_GE(count, z.max_atoms == z.dim ? z.dim - 1 : z.max_atoms)
+          << z.atoms << " atoms of dimension " << z.dim;
+    }
+    for (const float w : codes.weights) EXPECT_TRUE(std::isfinite(w));
+  }
+}
+
+TEST_P(PursuitContract, SixtyFiveThousandAtomsNeedNoGramMatrixAndLessThanAGibibyte) {
+  if (GetParam().form == PursuitForm::kGram) return;  // that would be a matrix of gibibytes
+  Case c = isotropic(65536, 32, 3, 5);
+  PursuitProblem p;
+  p.num_signals = 1 << 20;
+  p.num_atoms = c.atoms;
+  p.dim = 256;
+  p.max_atoms = 64;
+  p.rule = GetParam().rule.rule;
+  p.candidates = GetParam().rule.candidates;
+  p.threads = 2;
+  const cpu::PursuitPlan plan = cpu::plan_pursuit(p, p.num_signals);
+  EXPECT_EQ(plan.form, PursuitForm::kCorrelate);
+  EXPECT_LT(plan.workspace_bytes, std::size_t{1} << 30);
+  expect_sound(c, encode(c, 8, GetParam()));
+}
+
 TEST_P(PursuitContract, DictionariesSideBySideAreEncodedAsIfAlone) {
   const Case c = isotropic(128, 32, 30, 21, 3);
   const Codes all = encode(c, 6, GetParam());
@@ -598,6 +658,39 @@ INSTANTIATE_TEST_SUITE_P(Levels,
                          PursuitContract,
                          ::testing::ValuesIn(variants()),
                          [](const auto& test) { return test.param.name(); });
+
+TEST(PursuitLevels, EnvironmentForcesEveryLevelThereIs) {
+  std::istringstream levels(cpu::pursuit_levels());
+  std::string level;
+  while (std::getline(levels, level, '|')) {
+    setenv("LEXICO_CPU", level.c_str(), 1);
+    EXPECT_TRUE(cpu::set_pursuit_level(nullptr).ok());
+    EXPECT_EQ(cpu::pursuit_level(), level);
+  }
+  setenv("LEXICO_CPU", "avx3", 1);
+  const Status status = cpu::set_pursuit_level(nullptr);
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(std::string(status.what).find("'avx3', which is no speed level"), std::string::npos)
+      << status.what;
+  EXPECT_EQ(cpu::pursuit_level(), level) << "a refused name changes nothing";
+  unsetenv("LEXICO_CPU");
+  EXPECT_TRUE(cpu::set_pursuit_level(nullptr).ok());
+  EXPECT_EQ(cpu::pursuit_level(), level) << "the best comes last";
+}
+
+TEST(PursuitLevels, LevelThisCpuLacksIsSaidToBeLacking) {
+  const std::string here = cpu::pursuit_levels();
+  for (const char* name : {"avx2", "avx512", "avx512vnni"}) {
+    const Status status = cpu::set_pursuit_level(name);
+    if (("|" + here + "|").find("|" + std::string(name) + "|") != std::string::npos) {
+      EXPECT_TRUE(status.ok()) << name;
+    } else {
+      EXPECT_NE(std::string(status.what).find("which this CPU cannot run"), std::string::npos)
+          << status.what;
+    }
+  }
+  EXPECT_TRUE(cpu::set_pursuit_level(nullptr).ok());
+}
 
 TEST(PursuitLevels, UnknownNameIsRefusedWithTheOnesThereAre) {
   const Status status = cpu::set_pursuit_level("sse9");
