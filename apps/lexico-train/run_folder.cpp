@@ -74,7 +74,8 @@ std::string csv_line(const Json& line) {
 RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(path)) {
   std::error_code error;
   if (fs::exists(path_, error) && !fs::is_directory(path_, error))
-    throw InvalidArgument(path_ + ": is not a folder; --output names the folder of the run");
+    throw ResourceError(
+        path_ + ": cannot be written: is not a folder; --output names the folder of the run");
   const bool is_run = fs::exists(file("run.json"), error);
   if (if_exists == IfExists::kResume && !is_run)
     throw InvalidArgument(path_ + ": holds no run to resume");

@@ -62,17 +62,18 @@ std::vector<std::string> files_in(const std::string& path) {
   return files;
 }
 
+/// Errors lack the file's name.
 Handle open_file(const std::string& path) {
   struct ::stat status {};
-  if (::stat(path.c_str(), &status) != 0) throw IoError(path + ": " + std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) throw IoError(path + ": is not a regular file");
-  if (status.st_size == 0) throw IoError(path + ": is empty");
+  if (::stat(path.c_str(), &status) != 0) throw IoError(std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) throw IoError("is not a regular file");
+  if (status.st_size == 0) throw IoError("is empty");
   Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   H5Pset_file_locking(access.get(), false, true);  // network file systems often cannot lock
   H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG);
   H5Pset_cache(access.get(), 0, 521, kChunkCacheBytes, 1.0);
   Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), H5Fclose);
-  if (!file) throw IoError(path + ": cannot be opened as HDF5: " + hdf5_reason());
+  if (!file) throw IoError("cannot be opened as HDF5: " + hdf5_reason());
   return file;
 }
 

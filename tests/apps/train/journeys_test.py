@@ -252,9 +252,12 @@ def test_bad_input_is_named_and_has_its_exit_code(data, tmp_path):
     fails(2, "c.yaml:2: unknown key 'sparcity'; the nearest is 'sparsity'", "-c", config, "--data", data, *out)
     other = activations.write(tmp_path / "other.h5", dim=8)
     fails(3, "head_dim", "--data", data, "--validation-data", other, *out, *SMALL)
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(Path(data).read_bytes()[:5000])
+    assert run("--data", cut, *out, code=3).stderr.count("cut.h5") == 1
     fails(3, "too few", "--data", activations.write(tmp_path / "few.h5", tokens=3), *out, *SMALL)
     assert not (tmp_path / "r").exists()
-    fails(2, "is not a folder", "--data", data, "-o", data, *SMALL)
+    fails(4, "cannot be written: is not a folder", "--data", data, "-o", data, *SMALL)
     fails(4, "/proc/nowhere", "--data", data, "-o", "/proc/nowhere", *SMALL)
 
 
