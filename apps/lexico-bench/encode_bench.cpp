@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "lexico-bench/exact_pursuit.h"
 #include "lexico/error.h"
@@ -19,8 +20,8 @@ double norm(const float* x, int dim) {
 
 // One setting with what it keeps between repeats.
 struct Run {
-  Encoder encoder;
-  SparseCodes codes;  // of one batch
+  std::optional<Encoder> encoder;  // one setting at a time has scratch
+  SparseCodes codes;               // of one batch
   EncodeResult result;
 };
 
@@ -32,10 +33,10 @@ double encode_all(
   using Clock = std::chrono::steady_clock;
   double seconds = 0;
   auto begin = Clock::now();
-  run.encoder.set_atoms(c.atoms, 1, c.num_atoms, c.dim);
+  run.encoder->set_atoms(c.atoms, 1, c.num_atoms, c.dim);
   for (std::int64_t first = 0; first < c.num_signals; first += batch_size) {
     const std::int64_t count = std::min(batch_size, c.num_signals - first);
-    run.encoder.encode(c.signals + first * c.dim, count, run.codes, curve);
+    run.encoder->encode(c.signals + first * c.dim, count, run.codes, curve);
     seconds += std::chrono::duration<double>(Clock::now() - begin).count();
     visit(first, count);
     begin = Clock::now();
@@ -96,7 +97,7 @@ void measure_quality(Run& run,
     result.identical = static_cast<double>(identical) / static_cast<double>(result.checked);
     result.error_ratio = exact_errors > 0 ? our_errors / exact_errors : 1;
   }
-  result.workspace_bytes = run.encoder.workspace_bytes(batch_size);
+  result.workspace_bytes = run.encoder->workspace_bytes(batch_size);
 }
 
 }  // namespace
@@ -110,20 +111,25 @@ std::vector<EncodeResult> bench_encode(const BenchCase& c,
   const auto check_stop = [&] {
     if (!keep_on()) throw Interrupted("interrupted; nothing was measured");
   };
-  std::vector<Run> runs;
-  for (const EncodeOptions& options : settings) {
-    runs.push_back({Encoder(options), {}, {}});
-    runs.back().result.options = options;
-  }
-  for (Run& run : runs) {  // also warms up
+  const auto nothing = [](std::int64_t, std::int64_t) {};
+  std::vector<Run> runs(settings.size());
+  for (std::size_t i = 0; i < runs.size(); ++i) {
     check_stop();
-    measure_quality(run, c, batch_size, bench);
+    runs[i].result.options = settings[i];
+    runs[i].encoder.emplace(settings[i]);
+    measure_quality(runs[i], c, batch_size, bench);  // also warms up
+    if (runs.size() > 1) runs[i].encoder.reset();
   }
   for (int repeat = 0; repeat < bench.repeats; ++repeat) {
     for (Run& run : runs) {
       check_stop();
-      run.result.seconds.push_back(
-          encode_all(run, c, batch_size, false, [](std::int64_t, std::int64_t) {}));
+      const bool warm = run.encoder.has_value();
+      if (!warm) {
+        run.encoder.emplace(run.result.options);
+        encode_all(run, c, batch_size, false, nothing);
+      }
+      run.result.seconds.push_back(encode_all(run, c, batch_size, false, nothing));
+      if (!warm) run.encoder.reset();
     }
   }
   std::vector<EncodeResult> results;

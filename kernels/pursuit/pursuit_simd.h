@@ -19,6 +19,9 @@ constexpr int kMaxRefused = 16;
 // A screen's errors are taken to stay below this many of their standard deviations: an atom missed
 // in 1e9.
 constexpr float kDeviations = 6;
+// The largest singular value of T is estimated by all of them together; beyond this many atoms by
+// their fourth powers, which is closer.
+constexpr int kFewAtoms = 16;
 // Signals that the Gram form works on in turn: while one is updated, the Gram row of the other
 // comes from memory.
 constexpr int kGramSlots = 2;
@@ -268,8 +271,12 @@ inline void extend_inverse(const PursuitShape& shape, Signal& s, float inverse_n
   }
   added[k] = inverse_nu;
   if (!shape.ols) return;
-  // The sum of fourth powers is that of (T_i.T_j)^2 over all i, j.
   const float own = sum(sum2) + inverse_nu * inverse_nu;
+  if (shape.max_atoms <= kFewAtoms) {
+    s.largest_spread2 = (k == 0 ? 0 : s.largest_spread2) + own;
+    return;
+  }
+  // The sum of fourth powers is that of (T_i.T_j)^2 over all i, j.
   float powers = own * own;
   for (int i = 0; i < k; i += 4) {
     Vec parts[4] = {};
@@ -558,7 +565,7 @@ inline Pick settle(const PursuitShape& shape,
         [&] { return peak; },
         [&](int atom) {
           const float low = bounds_of(s, true, atom).low;
-          if (low > least && !is_taken(s, atom)) least = low;
+          if (low > least) least = low;
         });
     // Atoms near the span may have the largest bounds and low scores: then it is better to look at
     // all.
@@ -566,11 +573,16 @@ inline Pick settle(const PursuitShape& shape,
   } else {
     least = peak > s.error_p ? peak - s.error_p : 0;
   }
-  int listed = 0;
+  int listed = 0, best = -1;
+  float best_low = -1;
   const auto list = [&](int atom) {
     const Bounds bounds = bounds_of(s, ols, atom);
-    if (bounds.high < least || is_taken(s, atom)) return;
+    if (bounds.high < least || (!ols && is_taken(s, atom))) return;  // with OLS their bound is 0
     prefetch_row(shape, atoms, atom);
+    if (bounds.low > best_low) {
+      best = listed;
+      best_low = bounds.low;
+    }
     scratch.shortlist[listed] = atom;
     scratch.shortlist_scores[listed++] = bounds.high;
     least = bounds.low > least ? bounds.low : least;
@@ -578,14 +590,17 @@ inline Pick settle(const PursuitShape& shape,
   // Vector passes know the OLS bound within 1e-3, and |p| without its error.
   const auto in_reach = [&] { return ols ? least * (1 / 1.001f) : least - s.error_p; };
   visit_atoms(shape, scratch, s, ols, in_reach, list);
-  if (listed == 0) {  // all of them are taken
+  if (best_low < least) {  // whatever reaches it is taken
     least = 0;
+    listed = 0;
     visit_atoms(shape, scratch, s, ols, in_reach, list);
   }
-  if (listed == 1 && least > floor) return {scratch.shortlist[0], least};
   Pick pick;
+  if (listed == 0) return pick;
+  if (listed == 1 && best_low > floor) return {scratch.shortlist[0], best_low};
+  pick.offer(scratch.shortlist[best], score(shape, atoms, scratch, s, scratch.shortlist[best]));
   for (int i = 0; i < listed; ++i) {
-    if (scratch.shortlist_scores[i] >= (pick.score > least ? pick.score : least))
+    if (i != best && scratch.shortlist_scores[i] >= (pick.score > least ? pick.score : least))
       pick.offer(scratch.shortlist[i], score(shape, atoms, scratch, s, scratch.shortlist[i]));
   }
   return pick;
