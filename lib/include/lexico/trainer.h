@@ -81,8 +81,8 @@ class Trainer {
 
   /// Everything a later `load` needs to go on to the same result; written aside, synced, renamed.
   void save(const std::string& path) const;
-  /// @throws IoError if the file is damaged; InvalidArgument if it belongs to another config or other
-  /// targets (names the difference).
+  /// @throws IoError if the file is damaged; InvalidArgument if it belongs to another config or
+  /// other targets (names the difference).
   void load(const std::string& path);
 
  private:
