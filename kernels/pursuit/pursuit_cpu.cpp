@@ -85,15 +85,10 @@ bool gram_pays(const PursuitProblem& p, std::int64_t signals_to_come) {
   return static_cast<double>(signals_to_come) * (correlate - gram) > p.num_atoms * m;
 }
 
-}  // namespace
-
-PursuitPlan plan_pursuit(const PursuitProblem& p, std::int64_t signals_to_come) {
+PursuitPlan plan_as(const PursuitProblem& p, PursuitForm form) {
   PursuitPlan plan;
   plan.level = &current_level();
-  plan.form = p.form;
-  if (plan.form == PursuitForm::kAuto) {
-    plan.form = gram_pays(p, signals_to_come) ? PursuitForm::kGram : PursuitForm::kCorrelate;
-  }
+  plan.form = form;
   plan.threads = p.threads > 0 ? p.threads : omp_get_num_procs();
   // A block's correlations should stay in the L2 cache beside a panel of atoms.
   constexpr int kBlockBytes = 384 << 10, kMostTiles = 8;
@@ -114,6 +109,18 @@ PursuitPlan plan_pursuit(const PursuitProblem& p, std::int64_t signals_to_come) 
   plan.workspace_bytes =
       size(plan.wave) * plan.prepared_bytes + size(plan.threads) * plan.scratch_bytes + kAlignment;
   return plan;
+}
+
+}  // namespace
+
+PursuitPlan plan_pursuit(const PursuitProblem& p, std::int64_t signals_to_come) {
+  if (p.form != PursuitForm::kAuto) return plan_as(p, p.form);
+  if (gram_pays(p, signals_to_come)) {
+    const PursuitPlan plan = plan_as(p, PursuitForm::kGram);
+    // Dictionaries that do not all fit are prepared anew in each call, so it has to pay within one.
+    if (plan.wave == p.num_dictionaries || gram_pays(p, p.num_signals)) return plan;
+  }
+  return plan_as(p, PursuitForm::kCorrelate);
 }
 
 Status pursuit(const PursuitProblem& p, const PursuitPlan& plan, void* memory, bool prepared) {

@@ -659,6 +659,24 @@ INSTANTIATE_TEST_SUITE_P(Levels,
                          ::testing::ValuesIn(variants()),
                          [](const auto& test) { return test.param.name(); });
 
+TEST(PursuitPlan, GramMatricesThatCannotBeKeptMustPayWithinOneCall) {
+  PursuitProblem p;
+  p.num_atoms = 4096;
+  p.dim = 128;
+  p.max_atoms = 8;
+  p.num_signals = 64;
+  p.num_dictionaries = 1;
+  EXPECT_EQ(cpu::plan_pursuit(p, 1 << 20).form, PursuitForm::kGram);
+  EXPECT_EQ(cpu::plan_pursuit(p, 64).form, PursuitForm::kCorrelate);
+  p.num_dictionaries = 64;
+  EXPECT_EQ(cpu::plan_pursuit(p, 1 << 20).form, PursuitForm::kCorrelate);
+  p.num_signals = 1 << 20;
+  const cpu::PursuitPlan plan = cpu::plan_pursuit(p, 1 << 20);
+  EXPECT_EQ(plan.form, PursuitForm::kGram);
+  EXPECT_LT(plan.wave, 64);
+  EXPECT_LT(plan.workspace_bytes, std::size_t{300} << 20);
+}
+
 TEST(PursuitLevels, EnvironmentForcesEveryLevelThereIs) {
   std::istringstream levels(cpu::pursuit_levels());
   std::string level;
