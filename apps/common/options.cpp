@@ -294,7 +294,7 @@ bool parse_command_line(const ProgramInfo& program,
     std::vector<std::string> names = {"--config", "--set", "--print-config", "--version", "--help"};
     for (const Option& option : options) names.push_back(flag_of(option.key));
     std::string message = "unexpected argument '" + extras.front() + "'";
-    if (extras.front().rfind("-", 0) == 0)
+    if (extras.front().rfind('-', 0) == 0)
       message += "; the nearest flag is '" + nearest(extras.front(), names) + "'";
     throw InvalidArgument(message + " (see --help)");
   } catch (const CLI::ParseError& e) {

@@ -227,10 +227,10 @@ struct ActivationReader::Impl {
   ActivationInfo check_shard(std::size_t index) {
     OpenShard& own_file = shard(index);
     store::check_text_heaps(files[index]);
-    const ActivationInfo own = store::read_info(own_file.file.get());
+    ActivationInfo own = store::read_info(own_file.file.get());
     if (!own.complete)
       throw IoError("is not complete: its writing was interrupted (resume or repeat it)");
-    const auto rows = static_cast<hsize_t>(own.num_tokens * own.kv_heads);
+    const auto rows = static_cast<hsize_t>(own.num_tokens) * static_cast<hsize_t>(own.kv_heads);
     for (int layer = 0; layer < own.num_layers; ++layer)
       for (Kind kind : kBothKinds) {
         const std::string name = store::vectors_name(layer, kind);

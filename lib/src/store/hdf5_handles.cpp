@@ -111,6 +111,7 @@ void write_attribute(hid_t object, const char* name, const std::string& value) {
 }
 void write_attribute(hid_t object, const char* name, const std::vector<std::string>& values) {
   std::vector<const char*> texts;
+  texts.reserve(values.size());
   for (const auto& value : values) texts.push_back(value.c_str());
   write(object, name, text_type().get(), vector_space(texts.size()), texts.data());
 }
