@@ -11,6 +11,7 @@
 #include <csignal>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
 #include <iostream>
 #include <new>
 
@@ -98,6 +99,16 @@ std::string utc_time() {
   const std::time_t now = std::time(nullptr);
   std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", std::gmtime(&now));
   return text;
+}
+
+std::int64_t free_bytes(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::path place = fs::absolute(path, error);
+  while (!place.empty() && !fs::exists(place, error) && place != place.parent_path())
+    place = place.parent_path();
+  const fs::space_info space = fs::space(place, error);
+  return error ? -1 : static_cast<std::int64_t>(space.available);
 }
 
 void log_info(const std::string& line) { logger().info(line); }

@@ -292,9 +292,8 @@ DataSpec DataSpec::from(const std::string& text, bool in_domain) {
   const bool is_folder = fs::is_directory(spec.path);
   if (is_glob || is_folder) {
     if (text == spec.path) {  // no name was given: the folder's says more than "*"
-      fs::path folder = is_folder ? fs::path(spec.path) : fs::path(spec.path).parent_path();
-      folder = fs::absolute(folder).lexically_normal();
-      if (folder.filename().empty()) folder = folder.parent_path();
+      fs::path folder = fs::absolute(spec.path).lexically_normal();
+      if (is_glob || folder.filename().empty()) folder = folder.parent_path();
       spec.name = folder.filename().string();
     }
     return spec;

@@ -55,6 +55,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// Bytes that are not UTF-8 (in a file's name) are replaced.
+std::string text_of(const Json& json) {
+  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
 Json describe(const Plan& plan, const Output& output) {
   return {{"model", plan.info.model},
           {"texts", plan.info.corpora},
@@ -82,12 +87,12 @@ int print_plan(const ExtractConfig& config,
                const Output& output) {
   const double seconds =
       probe_seconds_per_token(model, corpus, plan) * static_cast<double>(plan.num_tokens);
-  const std::int64_t free = output.free_bytes();
+  const std::int64_t free = free_bytes(output.path());
   if (config.json) {
     Json json = describe(plan, output);
     json["free_bytes"] = free;
     json["seconds"] = seconds;
-    std::cout << json.dump(1) << "\n";
+    std::cout << text_of(json);
     return 0;
   }
   const ActivationInfo& info = plan.info;
@@ -118,7 +123,7 @@ void check_space(const Plan& plan, const Output& output, const std::vector<bool>
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < finished.size(); ++i)
     if (!finished[i]) bytes += ActivationWriter::file_bytes(plan.info_of(i));
-  const std::int64_t free = output.free_bytes();
+  const std::int64_t free = free_bytes(output.path());
   if (free >= 0 && free < bytes)
     throw ResourceError(output.path() + ": needs " + format_bytes(static_cast<double>(bytes)) +
                         ", but " + format_bytes(static_cast<double>(free)) +
@@ -222,7 +227,7 @@ int run(int argc, char** argv) {
   json["bare_tokens_per_s"] =
       result.bare_tokens_per_s > 0 ? Json(result.bare_tokens_per_s) : Json(nullptr);
   json["verdict"] = verdict;
-  std::cout << json.dump(1) << "\n";
+  std::cout << text_of(json);
   log_info(verdict);
   return 0;
 }

@@ -115,13 +115,4 @@ std::vector<bool> Output::prepare(const Plan& plan) {
   return finished;
 }
 
-std::int64_t Output::free_bytes() const {
-  std::error_code error;
-  fs::path place = fs::absolute(path_, error);
-  while (!place.empty() && !fs::exists(place, error) && place != place.parent_path())
-    place = place.parent_path();
-  const fs::space_info space = fs::space(place, error);
-  return error ? -1 : static_cast<std::int64_t>(space.available);
-}
-
 }  // namespace lexico::apps

@@ -25,8 +25,6 @@ class Output {
   /// @throws InvalidArgument if --resume finds files of another run.
   std::vector<bool> prepare(const Plan& plan);
 
-  /// Of the file system; -1 if that cannot be told.
-  std::int64_t free_bytes() const;
 
  private:
   bool is_finished(const Plan& plan, std::size_t shard) const;

@@ -221,13 +221,23 @@ report::EvaluationReport evaluate_run(const Config& config,
                        static_cast<float>(train.relative_tolerance),
                        Selection::from(train.selection),
                        train.threads});
-  std::vector<float> vectors(static_cast<std::size_t>(validation.num_rows * info.head_dim));
+  constexpr std::int64_t kPiece = 2048;  // a stop is heard between two of them
+  std::vector<float> vectors(static_cast<std::size_t>(kPiece * info.head_dim));
   for (const Dictionary& d : set.dictionaries) {
-    validation.reader->read(
-        d.layer, d.kind, validation.first_row, validation.num_rows, vectors.data());
     evaluator.use(d);
     RelativeErrors errors(out.sparsities);
-    evaluator.measure(vectors.data(), validation.num_rows, errors);
+    for (std::int64_t row = 0; row < validation.num_rows; row += kPiece) {
+      if (stop_requested())
+        throw Interrupted("stopped in the report; the same command with --resume makes it");
+      const std::int64_t rows = std::min(kPiece, validation.num_rows - row);
+      validation.reader->read(d.layer, d.kind, validation.first_row + row, rows, vectors.data());
+      evaluator.measure(vectors.data(), rows, errors);
+    }
+    if (errors.num_not_finite() > 0)
+      out.notes.push_back("layer " + std::to_string(d.layer) + " " + name_of(d.kind) + ": " +
+                          std::to_string(errors.num_not_finite()) + " of " +
+                          std::to_string(validation.num_rows) +
+                          " held-out vectors hold NaN or Inf and are not in the report");
     for (const ErrorSummary& e : errors.summarize())
       out.rows.push_back({data.name,
                           d.layer,
@@ -255,8 +265,7 @@ void print_plan(const Config& config,
   const double numbers =
       static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * sampler.dim();
   const double batch = 3.0 * sampler.num_dictionaries() * train.batch_size * sampler.dim();
-  std::error_code error;
-  const fs::space_info space = fs::space(fs::absolute(config.output).parent_path(), error);
+  const std::int64_t free = free_bytes(config.output);
   Json plan;
   plan["dictionaries"] = sampler.num_dictionaries();
   plan["num_atoms"] = train.num_atoms;
@@ -269,7 +278,7 @@ void print_plan(const Config& config,
   plan["memory_bytes"] =
       4.0 * (7.0 * numbers + batch) + static_cast<double>(sampler.pool_bytes()) + 4e8;
   plan["disk_bytes"] = 4.0 * numbers * (2 + 2 * 3);
-  plan["free_disk_bytes"] = error ? 0.0 : static_cast<double>(space.available);
+  plan["free_disk_bytes"] = free < 0 ? Json(nullptr) : Json(free);
   plan["seconds"] = seconds_per_step * static_cast<double>(train.num_steps());
   if (config.json) {
     std::cout << plan.dump(2) << '\n';
@@ -286,8 +295,8 @@ void print_plan(const Config& config,
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
             << " passes), " << train.num_steps() << " steps of " << train.batch_size << '\n'
             << "  memory    about " << format_bytes(plan["memory_bytes"]) << '\n'
-            << "  disk      " << format_bytes(plan["disk_bytes"]) << " of "
-            << format_bytes(plan["free_disk_bytes"]) << " free\n"
+            << "  disk      " << format_bytes(plan["disk_bytes"])
+            << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << '\n'
             << "  time      about " << format_duration(plan["seconds"])
             << " (from a probe of two steps)\n";
 }
@@ -347,6 +356,10 @@ std::map<std::string, std::string> provenance(const Config& config,
           {"config", to_yaml(options)}};
 }
 
+std::string registry_of(const Config& config) {
+  return config.registry.empty() ? config.output + "/path_to_dictionary.json" : config.registry;
+}
+
 /// Both files and the registry. @returns why there is no .pt, or nothing.
 std::string write_dictionary_files(const Config& config,
                                    const TrainConfig& train,
@@ -361,13 +374,17 @@ std::string write_dictionary_files(const Config& config,
            std::to_string(info.num_layers) + " layers";
   const std::string pt = folder.file("dictionary.pt");
   write_dictionaries_pt(set, pt);
-  register_dictionary(
-      config.registry.empty() ? folder.file("path_to_dictionary.json") : config.registry,
-      info.model,
-      train.num_atoms,
-      train.sparsity,
-      pt);
+  register_dictionary(registry_of(config), info.model, train.num_atoms, train.sparsity, pt);
   return {};
+}
+
+/// What belongs to the run, not to one start of it: a file of these options repeats the run.
+std::vector<Option> lasting(std::vector<Option> options) {
+  std::erase_if(options, [](const Option& option) {
+    return option.key == "resume" || option.key == "overwrite" || option.key == "dry_run" ||
+           option.key == "json";
+  });
+  return options;
 }
 
 RunFolder::IfExists if_exists(const Config& config) {
@@ -375,7 +392,10 @@ RunFolder::IfExists if_exists(const Config& config) {
   return config.overwrite ? RunFolder::IfExists::kOverwrite : RunFolder::IfExists::kRefuse;
 }
 
-int train(const Config& config, const std::vector<Option>& options, const std::string& command) {
+int train(const Config& config,
+          const std::vector<Option>& all_options,
+          const std::string& command) {
+  const std::vector<Option> options = lasting(all_options);
   ActivationReader reader(config.data);
   const ActivationInfo& info = reader.info();
   const std::vector<TrainTarget> targets = targets_of(config, info);
@@ -412,6 +432,7 @@ int train(const Config& config, const std::vector<Option>& options, const std::s
     return 0;
   }
 
+  check_registry(registry_of(config), config.output);
   RunFolder folder(config.output, if_exists(config));
   if (config.resume && !folder.restore(trainer))
     log_warning(config.output + ": no checkpoint yet, starting at step 0");
@@ -419,7 +440,7 @@ int train(const Config& config, const std::vector<Option>& options, const std::s
   write_file(folder.file("config.yaml"),
              "# What this run was trained with; lexico-train -c reads it.\n" + to_yaml(options));
   Json run = run_record(config, command, reader);
-  write_file(folder.file("run.json"), run.dump(2) + "\n");
+  write_file(folder.file("run.json"), json_text(run));
   log_info("training " + std::to_string(targets.size()) + " dictionaries of " +
            std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
            ", recipe " + resolved.recipe + ", " +
@@ -464,7 +485,7 @@ int train(const Config& config, const std::vector<Option>& options, const std::s
   run["finished"] = utc_time();
   run["seconds"] = observer.seconds();
   run["verdict"] = report::verdict(result);
-  write_file(folder.file("run.json"), run.dump(2) + "\n");
+  write_file(folder.file("run.json"), json_text(run));
 
   for (const std::string& note : result.notes) log_warning(note);
   if (config.json)

@@ -69,6 +69,16 @@ std::string csv_line(const Json& line) {
   return text + "\n";
 }
 
+Json read_registry(const std::string& registry) {
+  std::error_code error;
+  if (!fs::exists(registry, error)) return Json::object();
+  Json map = Json::parse(read_file(registry), nullptr, false);
+  if (!map.is_object())
+    throw IoError(registry +
+                  ": is not a JSON map of names to paths; move it away or name another --registry");
+  return map;
+}
+
 }  // namespace
 
 RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(path)) {
@@ -83,13 +93,20 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
       !fs::is_empty(path_, error))
     throw InvalidArgument(
         path_ + ": is not empty; --resume goes on with the run in it, --overwrite starts again");
-  if (if_exists == IfExists::kOverwrite && is_run) {
-    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error))
-      if (is_ours(entry.path())) fs::remove_all(entry.path(), error);
+  if (if_exists == IfExists::kOverwrite && fs::is_directory(path_, error)) {
+    std::vector<fs::path> old;
+    bool others = false;
+    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) {
+      if (is_ours(entry.path()))
+        old.push_back(entry.path());
+      else
+        others = true;
+    }
+    if (others && !is_run)
+      throw InvalidArgument(path_ + ": holds other files and no run; choose another --output");
+    for (const fs::path& entry : old)
+      if (!error) fs::remove_all(entry, error);
     if (error) throw ResourceError(path_ + ": cannot remove the old run: " + error.message());
-  } else if (if_exists == IfExists::kOverwrite && fs::is_directory(path_, error) &&
-             !fs::is_empty(path_, error)) {
-    throw InvalidArgument(path_ + ": holds other files and no run; choose another --output");
   }
   make_folder(path_);
   make_folder(file("checkpoints"));
@@ -177,26 +194,33 @@ void RunFolder::append(const std::string& name, const std::string& text) const {
   if (!out) throw ResourceError(file(name) + ": cannot write: " + std::strerror(errno));
 }
 
+void check_registry(const std::string& registry, const std::string& run_folder) {
+  read_registry(registry);
+  const auto folder_of = [](const fs::path& file) {
+    return fs::absolute(file).lexically_normal().parent_path();
+  };
+  const fs::path folder = folder_of(registry);
+  std::error_code error;
+  if (folder != folder_of(run_folder + "/file") && !fs::is_directory(folder, error))
+    throw ResourceError(registry + ": cannot be written: " + folder.string() + " is no folder");
+}
+
+std::string json_text(const Json& json) {
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
 void register_dictionary(const std::string& registry,
                          const std::string& model,
                          int num_atoms,
                          int sparsity,
                          const std::string& pt_path) {
-  std::error_code error;
-  Json map = Json::object();
-  if (fs::exists(registry, error)) {
-    map = Json::parse(read_file(registry), nullptr, false);
-    if (!map.is_object())
-      throw IoError(
-          registry +
-          ": is not a JSON map of names to paths; move it away or name another --registry");
-  }
+  Json map = read_registry(registry);
   std::string key = model;
   std::replace(key.begin(), key.end(), '/', '_');
   key += "_N_" + std::to_string(num_atoms) + "_s_" + std::to_string(sparsity);
   const fs::path folder = fs::absolute(registry).parent_path();
   map[key] = fs::absolute(pt_path).lexically_relative(folder).string();
-  write_file(registry, map.dump(2) + "\n");
+  write_file(registry, json_text(map));
 }
 
 }  // namespace lexico::apps

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,13 @@ class RunFolder {
   std::vector<report::TrainingSeries> series_;
   std::unique_ptr<TensorBoard> tensorboard_;
 };
+
+/// As a file holds it; bytes that are not UTF-8 (in a file's name) are replaced.
+std::string json_text(const nlohmann::ordered_json& json);
+
+/// Before hours of work. @throws IoError if `registry` is there but not a JSON map, ResourceError
+/// if its folder is neither there nor the run's own.
+void check_registry(const std::string& registry, const std::string& run_folder);
 
 /// Merges {"<model>_N_<N>_s_<s>": path of the .pt relative to the registry's folder} into a JSON
 /// file, as the published code looks dictionaries up. Other entries are kept. @throws IoError if

@@ -35,6 +35,7 @@ class SyntheticStream : public VectorStream {
       for (std::int64_t i = 0; i < count; ++i) fill(p, position_ + i, out + (p * count + i) * dim_);
     position_ += count;
   }
+  float scale = 1;
   std::int64_t bad_every = 0;  ///< every so-th vector holds a NaN
 
  private:
@@ -48,6 +49,7 @@ class SyntheticStream : public VectorStream {
                                               static_cast<std::size_t>(dim_);
       for (int d = 0; d < dim_; ++d) x[d] += weight * from[d];
     }
+    for (int d = 0; d < dim_; ++d) x[d] *= scale;
     if (bad_every > 0 && number % bad_every == 0)
       x[dim_ / 2] = std::numeric_limits<float>::quiet_NaN();
   }
@@ -96,6 +98,16 @@ TEST(Trainer, LexicoRecipeFollowsThePublishedStep) {
   }
   // The published code saves atoms off unit norm by about the rate.
   for (std::size_t i = 0; i < atoms.size(); ++i) ASSERT_NEAR(recipe.atoms[i], atoms[i], 1e-3) << i;
+}
+
+TEST(Trainer, RefusesVectorsWhoseSquaresOverflow) {
+  for (const char* recipe : {"lexico", "sgd"}) {
+    SyntheticStream stream(2, 16, 40, 3);
+    stream.scale = 1e20f;
+    Trainer trainer(small_config(recipe), kTwoTargets, stream);
+    Record record;
+    EXPECT_THROW(trainer.run(record), IoError) << recipe;
+  }
 }
 
 class TrainerRecipe : public ::testing::TestWithParam<const char*> {};

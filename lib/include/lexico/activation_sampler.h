@@ -31,6 +31,7 @@ class ActivationSampler : public VectorStream {
   int dim() const override;
   void next(std::int64_t count, float* out) override;
   void seek(std::int64_t vectors) override;
+  std::string identity() const override;
   std::size_t pool_bytes() const;  ///< really used
 
  private:

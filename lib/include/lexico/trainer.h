@@ -26,6 +26,8 @@ class VectorStream {
   virtual void next(std::int64_t count, float* out) = 0;
   /// Continues as if `vectors` of each dictionary had been taken from the start.
   virtual void seek(std::int64_t vectors) = 0;
+  /// What decides the vectors, as text: a checkpoint belongs to streams of equal identity.
+  virtual std::string identity() const { return {}; }
 };
 
 /// One step, as an observer sees it.

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 #include <utility>
+#include <vector>
 
 #include "lexico/error.h"
 
@@ -59,7 +60,12 @@ std::string read_file(const std::string& path) {
   if (std::filesystem::is_directory(path, error)) throw IoError(path + ": is a folder, not a file");
   std::ifstream in(path, std::ios::binary);
   if (!in) throw IoError(path + ": cannot read: " + std::strerror(errno));
-  std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  const auto size = std::filesystem::file_size(path, error);
+  std::string bytes;
+  if (!error) bytes.reserve(size);
+  std::vector<char> piece(1 << 20);
+  while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())), in.gcount() > 0)
+    bytes.append(piece.data(), static_cast<std::size_t>(in.gcount()));
   if (in.bad()) throw IoError(path + ": cannot read: " + std::strerror(errno));
   return bytes;
 }

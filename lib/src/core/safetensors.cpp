@@ -119,7 +119,7 @@ std::string safetensors_text(const std::map<std::string, NamedFloats>& tensors,
         {"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
     offset += bytes;
   }
-  std::string text = header.dump();
+  std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   text.append((8 - text.size() % 8) % 8, ' ');  // the tensors start 8-byte aligned
   const std::uint64_t header_bytes = text.size();
   text.insert(0, reinterpret_cast<const char*>(&header_bytes), sizeof(header_bytes));

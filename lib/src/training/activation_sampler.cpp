@@ -157,6 +157,14 @@ ActivationSampler::~ActivationSampler() = default;
 int ActivationSampler::num_dictionaries() const { return static_cast<int>(impl_->targets.size()); }
 int ActivationSampler::dim() const { return impl_->dim; }
 
+std::string ActivationSampler::identity() const {
+  const ActivationInfo& info = impl_->reader.info();
+  return "plan " + info.plan_hash + ", model " + info.model_sha256 + ", " +
+         name_of(info.key_stage) + ", " + std::to_string(impl_->num_rows) + " of " +
+         std::to_string(impl_->reader.num_rows()) + " rows, pools of " +
+         std::to_string(impl_->chunks_per_pool) + " chunks";
+}
+
 std::size_t ActivationSampler::pool_bytes() const {
   return impl_->targets.size() *
          static_cast<std::size_t>(impl_->chunks_per_pool * kChunkRows * impl_->dim) *

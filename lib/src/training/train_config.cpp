@@ -19,11 +19,12 @@ void TrainConfig::validate() const {
   Selection::from(selection);
   if (!(relative_tolerance >= 0 && relative_tolerance < 1))
     throw_invalid("relative_tolerance is ", relative_tolerance, ", must be in [0, 1)");
-  if (vectors < 0) throw_invalid("vectors is ", vectors, ", must be >= 0 (0: the recipe's own)");
+  if (vectors < 0 || vectors > 1'000'000'000'000'000)
+    throw_invalid("vectors is ", vectors, ", must be in [0, 1e15] (0: the recipe's own)");
   if (batch_size < 0)
     throw_invalid("batch_size is ", batch_size, ", must be >= 0 (0: the recipe's own)");
-  if (!(learning_rate >= 0) || !std::isfinite(learning_rate))
-    throw_invalid("learning_rate is ", learning_rate, ", must be >= 0 (0: the recipe's own)");
+  if (!(learning_rate >= 0 && learning_rate <= 1))  // of unit vectors
+    throw_invalid("learning_rate is ", learning_rate, ", must be in [0, 1] (0: the recipe's own)");
   if (epochs < 1) throw_invalid("epochs is ", epochs, ", must be >= 1");
   if (initialization != "auto" && initialization != "random" && initialization != "samples")
     throw_invalid("initialization is '", initialization, "', must be random, samples or auto");

@@ -25,6 +25,7 @@ constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
 constexpr int kReviveAfter = 20;  // an atom is unused when none of the last 20 N vectors took it
 constexpr double kReviveUntil = 0.8;  // of the run: what comes back later cannot settle any more
 constexpr int kReviveEverySteps = 16;
+constexpr float kMostEnergy = 1e30f;  // of a vector: sums of squares over a batch stay finite
 
 torch::Device device_from(const std::string& name) {
   if (name == "auto") return torch::Device(torch::cuda::is_available() ? "cuda" : "cpu");
@@ -60,7 +61,8 @@ std::string target_text(const std::vector<TrainTarget>& targets) {
 
 /// What decides the result, as text: a checkpoint of another run must not be loaded.
 std::map<std::string, std::string> fingerprint(const TrainConfig& config,
-                                               const std::vector<TrainTarget>& targets) {
+                                               const std::vector<TrainTarget>& targets,
+                                               const VectorStream& stream) {
   std::map<std::string, std::string> fields;
   TrainConfig::for_each_field(config, [&](const char* key, const auto& value, const char*) {
     std::ostringstream text;
@@ -71,6 +73,7 @@ std::map<std::string, std::string> fingerprint(const TrainConfig& config,
   fields.erase("threads");
   fields.erase("device");
   fields["targets"] = target_text(targets);
+  fields["data"] = stream.identity();
   return fields;
 }
 
@@ -165,10 +168,19 @@ struct Trainer::Impl {
   Tensor next_batch(Tensor& x) {
     if (!batch.defined()) batch = torch::empty({P(), std::int64_t{config.batch_size}, m()});
     stream.next(config.batch_size, batch.data_ptr<float>());
-    const Tensor good = torch::isfinite(batch.sum(2));  // a NaN or Inf anywhere shows in the sum
+    const Tensor energy = batch.square().sum(2);
+    const Tensor good = energy < kMostEnergy;  // not of a NaN or Inf
     const Tensor counts = good.sum(1);
     const std::int64_t bad = batch.size(0) * batch.size(1) - counts.sum().item<std::int64_t>();
     if (bad > 0) {
+      if (torch::isfinite(batch.amax(2))
+              .logical_and(torch::isfinite(batch.amin(2)))
+              .ne(good)
+              .any()
+              .item<bool>())
+        throw IoError("vectors of norm " +
+                      std::to_string(batch.nan_to_num(0, 0, 0).abs().max().item<float>()) +
+                      " are too large to square in float32: scale the data");
       bad_vectors += bad;
       batch.masked_fill_(good.logical_not().unsqueeze(2), 0.0f);
       for (std::int64_t p = 0; p < P(); ++p)
@@ -281,8 +293,8 @@ struct Trainer::Impl {
     const double rate = learning_rate();
     const TrainStep measured = measure(x, good, coded, rate);
     if (!std::isfinite(measured.loss))
-      throw Error("training diverged at step " + std::to_string(step + 1) +
-                  "; try a learning_rate below " + std::to_string(config.learning_rate));
+      throw InvalidArgument("training diverged at step " + std::to_string(step + 1) +
+                            "; try a learning_rate below " + std::to_string(config.learning_rate));
     Tensor gradient = atom_gradient(x, coded);  // of mean |x - D y|^2, y held fixed
     if (published()) normalize(atoms);          // before the step: so does the released trainer
     keep_tangent(atoms, gradient);              // without the part along each atom
@@ -324,7 +336,13 @@ std::int64_t Trainer::step() const { return impl_->step; }
 bool Trainer::run(TrainObserver& observer) {
   const torch::InferenceMode no_gradients;
   while (impl_->step < impl_->config.num_steps()) {
-    observer.on_step(impl_->train_step());
+    TrainStep done;
+    try {
+      done = impl_->train_step();
+    } catch (const c10::Error& e) {
+      throw ResourceError("a training step failed: " + std::string(e.what_without_backtrace()));
+    }
+    observer.on_step(done);
     if (observer.wants_stop()) break;
   }
   return impl_->step >= impl_->config.num_steps();
@@ -362,7 +380,8 @@ void Trainer::save(const std::string& path) const {
   const Tensor atoms = host(impl_->atoms), first = host(impl_->first), second = host(impl_->second),
                last_used = host(impl_->last_used);  // steps below 2^24 are exact in float32
   const std::vector<std::int64_t> shape = {impl_->P(), impl_->N(), impl_->m()};
-  std::map<std::string, std::string> metadata = fingerprint(impl_->config, impl_->targets);
+  std::map<std::string, std::string> metadata =
+      fingerprint(impl_->config, impl_->targets, impl_->stream);
   metadata["format"] = "lexico-checkpoint 1";
   metadata["step"] = std::to_string(impl_->step);
   metadata["bad_vectors"] = std::to_string(impl_->bad_vectors);
@@ -386,7 +405,7 @@ void Trainer::load(const std::string& path) {
   };
   if (text("format") != "lexico-checkpoint 1")
     throw IoError(path + ": format is '" + text("format") + "'");
-  for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets))
+  for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets, impl_->stream))
     if (text(key) != value)
       throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) +
                             ", this run has " + value +

@@ -172,6 +172,8 @@ def test_a_folder_of_shards_and_a_glob_are_one_data_set(home, tmp_path):
         activations.write(tmp_path / f"part-{index}.h5", tokens=300, seed=index, shard_index=index, shard_count=2)
     folder, glob = reports_of(*(["--dictionary", home / "run", "--data", path, "--sparsity", "4"] for path in (tmp_path, f"{tmp_path}/*.h5")))
     assert folder["rows"] == glob["rows"]
+    here = report_of("--dictionary", home / "run", "--data", "*.h5", "--sparsity", "4", cwd=tmp_path)
+    assert here["rows"] == folder["rows"]
     assert folder["datasets"][0]["name"] == tmp_path.name
     assert folder["datasets"][0]["vectors_per_layer_and_kind"] == 1200
 

@@ -191,6 +191,58 @@ def test_resuming_with_other_settings_is_refused_and_the_setting_named(data, fin
     fails(2, "learning_rate", "--data", data, "-o", finished[0], *SMALL, "--resume", "--learning-rate", "0.5")
 
 
+def test_resuming_on_other_vectors_is_refused(data, finished, tmp_path):
+    resume = ["-o", finished[0], *SMALL, "--resume"]
+    fails(2, "data = ", "--data", activations.write(tmp_path / "a.h5", key_stage="pre_rope"), *resume)
+    fails(2, "data = ", "--data", data, *resume, "--validation-vectors", "50")
+
+
+def test_a_start_that_failed_can_be_overwritten(data, tmp_path):
+    (tmp_path / "r" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "r" / "metrics.jsonl").write_text("")
+    fails(2, "--overwrite", "--data", data, "-o", tmp_path / "r", *SMALL)
+    run("--data", data, "-o", tmp_path / "r", *SMALL, "--vectors", "2000", "--overwrite")
+
+
+def test_the_saved_config_repeats_the_run_and_no_more(data, finished, tmp_path):
+    config = finished[0] / "config.yaml"
+    assert not {"overwrite", "resume", "dry_run", "json"} & {line.split(":")[0] for line in config.read_text().splitlines()}
+    fails(2, "--overwrite", "-c", config)
+    run("-c", config, "-o", tmp_path / "again")
+    assert (tmp_path / "again/dictionary.pt").read_bytes() == (finished[0] / "dictionary.pt").read_bytes()
+
+
+def test_names_that_are_not_utf8(data, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.h5"
+    os.link(data, odd)
+    run("--data", os.fsdecode(odd), "-o", tmp_path / "r", *SMALL, "--vectors", "2000", "--json")
+    assert json.loads((tmp_path / "r/run.json").read_text())["verdict"]
+
+
+def test_held_out_vectors_with_nan_are_noted(tmp_path):
+    def change(layer, kind, vectors):
+        if (layer, kind) == (0, "keys"):
+            vectors[-100:] = np.nan
+        return vectors
+
+    data = activations.write(tmp_path / "a.h5", change=change)
+    done = run("--data", data, "-o", tmp_path / "r", *SMALL, "--vectors", "2000")
+    assert "layer 0 keys: 100 of 500 held-out vectors hold NaN or Inf" in done.stderr
+
+
+def test_a_registry_that_cannot_be_used_stops_the_run_before_it_starts(data, tmp_path):
+    (tmp_path / "list.json").write_text("[]")
+    fails(3, "list.json: is not a JSON map", "--data", data, "-o", tmp_path / "r", *SMALL, "--registry", tmp_path / "list.json")
+    fails(4, "nowhere is no folder", "--data", data, "-o", tmp_path / "r", *SMALL, "--registry", tmp_path / "nowhere/r.json")
+    assert not (tmp_path / "r").exists()
+
+
+def test_numbers_beyond_all_bounds(data, tmp_path):
+    fails(2, "learning_rate is 1e+38", "--data", data, "-o", tmp_path / "r", *SMALL, "--learning-rate", "1e38")
+    fails(2, "vectors is 9223372036854775807", "--data", data, "-o", tmp_path / "r", "--vectors", "9223372036854775807")
+    assert not (tmp_path / "r").exists()
+
+
 def test_overwrite_starts_again_but_only_in_a_run_folder(data, tmp_path):
     out = tmp_path / "r"
     for extra in ([], ["--overwrite"]):
