@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 BENCH = str(Path(os.environ["LEXICO_BIN"]) / "lexico-bench")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["--repeats", "1", "--threads", "2"]
 
 
