@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
 #include "lexico-bench/bench_case.h"
@@ -191,7 +192,7 @@ int encode(const Config& config) {
   const std::size_t peak_bytes = peak_memory_bytes();
   if (config.json) {
     for (const EncodeResult& result : results)
-      std::cout << to_json(config, bench_case, result, peak_bytes).dump() << '\n';
+      std::cout << json_text(to_json(config, bench_case, result, peak_bytes), -1);
   } else {
     print_table(bench_case, results, peak_bytes);
   }

@@ -6,6 +6,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "common/json_text.h"
 #include "common/program.h"
 #include "common/report/text.h"
 #include "lexico/evaluation.h"
@@ -69,7 +70,7 @@ void print_plan(const std::vector<Contender>& contenders,
   plan["memory_bytes"] = 6e8 + error_bytes * 2 * static_cast<double>(options.layers.size());
   plan["seconds"] = seconds;
   if (as_json) {
-    std::cout << plan.dump(2) << '\n';
+    std::cout << json_text(plan);
     return;
   }
   std::cout << "Plan (nothing is written)\n";

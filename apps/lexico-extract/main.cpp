@@ -5,6 +5,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
 #include "lexico-extract/config.h"
@@ -55,11 +56,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// Bytes that are not UTF-8 (in a file's name) are replaced.
-std::string text_of(const Json& json) {
-  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
-}
-
 Json describe(const Plan& plan, const Output& output) {
   return {{"model", plan.info.model},
           {"texts", plan.info.corpora},
@@ -92,7 +88,7 @@ int print_plan(const ExtractConfig& config,
     Json json = describe(plan, output);
     json["free_bytes"] = free;
     json["seconds"] = seconds;
-    std::cout << text_of(json);
+    std::cout << json_text(json, 1);
     return 0;
   }
   const ActivationInfo& info = plan.info;
@@ -227,7 +223,7 @@ int run(int argc, char** argv) {
   json["bare_tokens_per_s"] =
       result.bare_tokens_per_s > 0 ? Json(result.bare_tokens_per_s) : Json(nullptr);
   json["verdict"] = verdict;
-  std::cout << text_of(json);
+  std::cout << json_text(json, 1);
   log_info(verdict);
   return 0;
 }

@@ -25,7 +25,6 @@ class Output {
   /// @throws InvalidArgument if --resume finds files of another run.
   std::vector<bool> prepare(const Plan& plan);
 
-
  private:
   bool is_finished(const Plan& plan, std::size_t shard) const;
 

@@ -8,6 +8,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
 #include "common/report/report.h"
@@ -281,7 +282,7 @@ void print_plan(const Config& config,
   plan["free_disk_bytes"] = free < 0 ? Json(nullptr) : Json(free);
   plan["seconds"] = seconds_per_step * static_cast<double>(train.num_steps());
   if (config.json) {
-    std::cout << plan.dump(2) << '\n';
+    std::cout << json_text(plan);
     return;
   }
   std::cout << "Plan for " << config.output << " (nothing is written)\n"

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
 #include "lexico/error.h"
@@ -203,10 +204,6 @@ void check_registry(const std::string& registry, const std::string& run_folder) 
   std::error_code error;
   if (folder != folder_of(run_folder + "/file") && !fs::is_directory(folder, error))
     throw ResourceError(registry + ": cannot be written: " + folder.string() + " is no folder");
-}
-
-std::string json_text(const Json& json) {
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 void register_dictionary(const std::string& registry,

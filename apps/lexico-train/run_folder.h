@@ -2,7 +2,6 @@
 
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -49,9 +48,6 @@ class RunFolder {
   std::vector<report::TrainingSeries> series_;
   std::unique_ptr<TensorBoard> tensorboard_;
 };
-
-/// As a file holds it; bytes that are not UTF-8 (in a file's name) are replaced.
-std::string json_text(const nlohmann::ordered_json& json);
 
 /// Before hours of work. @throws IoError if `registry` is there but not a JSON map, ResourceError
 /// if its folder is neither there nor the run's own.

@@ -5,6 +5,7 @@
 
 #include "lexico/error.h"
 #include "lexico/files.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 
 namespace lexico::apps {
@@ -16,16 +17,6 @@ ModelInfo model_with(int max_positions, std::int32_t bos_id, bool add_bos) {
   model.bos_id = bos_id;
   model.add_bos = add_bos;
   return model;
-}
-
-template <typename Function>
-std::string error_of(Function function) {
-  try {
-    function();
-    return "no error";
-  } catch (const InvalidArgument& error) {
-    return error.what();
-  }
 }
 
 TEST(ModelText, AutoTakesWhatTheModelExpects) {
@@ -44,12 +35,14 @@ TEST(ModelText, WhatTheModelCannotDoIsRefused) {
   ModelTextConfig config;
   config.model = "m.pt";
   config.sequence_length = 129;
-  EXPECT_EQ(error_of([&] { packing_for(config, model_with(128, 7, true)); }),
-            "sequence_length is 129, more than the 128 positions of m.pt");
+  EXPECT_EQ(
+      test::message_of<InvalidArgument>([&] { packing_for(config, model_with(128, 7, true)); }),
+      "sequence_length is 129, more than the 128 positions of m.pt");
   config.sequence_length = 0;
   config.bos = "document";
-  EXPECT_EQ(error_of([&] { packing_for(config, model_with(128, -1, false)); }),
-            "bos is 'document', but m.pt has no BOS token: use --bos none");
+  EXPECT_EQ(
+      test::message_of<InvalidArgument>([&] { packing_for(config, model_with(128, -1, false)); }),
+      "bos is 'document', but m.pt has no BOS token: use --bos none");
 }
 
 TEST(ModelText, EveryBosPolicyIsNamedAsItsOption) {
@@ -65,7 +58,7 @@ TEST(ModelText, TheTokenizerBesideTheModelIsFound) {
   const test::TemporaryFolder folder;
   ModelTextConfig config;
   config.model = folder.file("m.pt");
-  const std::string error = error_of([&] { find_tokenizer(config); });
+  const std::string error = test::message_of<InvalidArgument>([&] { find_tokenizer(config); });
   EXPECT_NE(error.find(folder.file("m.tokenizer.json")), std::string::npos) << error;
   EXPECT_NE(error.find("--tokenizer"), std::string::npos) << error;
   write_file(folder.file("tokenizer.json"), "{}");

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lexico/error.h"
+#include "support/message_of.h"
 
 namespace lexico {
 namespace {
@@ -35,16 +36,6 @@ Encoder encoder(int max_atoms, const std::string& selection = "omp", int threads
   return Encoder(options);
 }
 
-template <typename Function>
-std::string message_of(Function&& function) {
-  try {
-    function();
-  } catch (const InvalidArgument& error) {
-    return error.what();
-  }
-  return "no InvalidArgument";
-}
-
 TEST(Selection, NamesRoundTrip) {
   for (const char* name : {"omp", "ols", "ols-4", "ols-16", "ols-64"})
     EXPECT_EQ(Selection::from(name).name(), name);
@@ -53,32 +44,42 @@ TEST(Selection, NamesRoundTrip) {
 TEST(Selection, AnythingElseIsNamedInTheError) {
   for (const char* text :
        {"", "OMP", "ols-", "ols-3", "ols-65", "ols-16x", "ols--8", "ols-99999999999", "mp"}) {
-    const std::string message = message_of([&] { Selection::from(text); });
+    const std::string message = test::message_of<InvalidArgument>([&] { Selection::from(text); });
     EXPECT_NE(message.find("'" + std::string(text) + "'"), std::string::npos) << message;
     EXPECT_NE(message.find("ols-N"), std::string::npos) << message;
   }
 }
 
 TEST(Encoder, WhatCannotWorkIsRefusedWithItsBound) {
-  EXPECT_NE(message_of([] { encoder(0); }).find("max_atoms is 0"), std::string::npos);
+  EXPECT_NE(test::message_of<InvalidArgument>([] { encoder(0); }).find("max_atoms is 0"),
+            std::string::npos);
   EncodeOptions options;
   options.relative_tolerance = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_NE(message_of([&] { Encoder{options}; }).find("relative_tolerance"), std::string::npos);
+  EXPECT_NE(test::message_of<InvalidArgument>([&] { Encoder{options}; }).find("relative_tolerance"),
+            std::string::npos);
   options.relative_tolerance = 0;
   options.threads = -1;
-  EXPECT_NE(message_of([&] { Encoder{options}; }).find("threads is -1"), std::string::npos);
+  EXPECT_NE(test::message_of<InvalidArgument>([&] { Encoder{options}; }).find("threads is -1"),
+            std::string::npos);
 
   const std::vector<float> atoms = random_rows(16, 32, 1, true);
   Encoder nine = encoder(17);
-  EXPECT_NE(message_of([&] { nine.set_atoms(atoms.data(), 1, 16, 32); }).find("[1, 16]"),
+  EXPECT_NE(test::message_of<InvalidArgument>([&] {
+              nine.set_atoms(atoms.data(), 1, 16, 32);
+            }).find("[1, 16]"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { nine.set_atoms(atoms.data(), 1, 32, 16); }).find("[1, 16]"),
+  EXPECT_NE(test::message_of<InvalidArgument>([&] {
+              nine.set_atoms(atoms.data(), 1, 32, 16);
+            }).find("[1, 16]"),
             std::string::npos);
-  EXPECT_NE(
-      message_of([&] { nine.set_atoms(atoms.data(), 0, 16, 32); }).find("num_dictionaries is 0"),
-      std::string::npos);
+  EXPECT_NE(test::message_of<InvalidArgument>([&] {
+              nine.set_atoms(atoms.data(), 0, 16, 32);
+            }).find("num_dictionaries is 0"),
+            std::string::npos);
   SparseCodes codes;
-  EXPECT_NE(message_of([&] { nine.encode(atoms.data(), 1, codes); }).find("set_atoms"),
+  EXPECT_NE(test::message_of<InvalidArgument>([&] {
+              nine.encode(atoms.data(), 1, codes);
+            }).find("set_atoms"),
             std::string::npos);
 }
 
@@ -156,7 +157,7 @@ TEST(Encoder, ManySmallCallsGiveWhatOneLargeCallGives) {
 
 TEST(Encoder, LexicoCpuIsRefusedByNameUnlessThisCpuHasIt) {
   setenv("LEXICO_CPU", "quantum", 1);
-  const std::string message = message_of([] { encoder(4); });
+  const std::string message = test::message_of<InvalidArgument>([] { encoder(4); });
   unsetenv("LEXICO_CPU");
   EXPECT_NE(message.find("LEXICO_CPU is 'quantum'"), std::string::npos) << message;
   EXPECT_NE(message.find("generic"), std::string::npos) << message;

@@ -7,6 +7,7 @@
 
 #include "lexico/error.h"
 #include "lexico/files.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 
 namespace lexico {
@@ -59,15 +60,6 @@ class LanguageModelTest : public ::testing::Test {
   LanguageModel make() { return make(toy_json().dump()); }
   LanguageModel open(const std::string& device = "cpu") { return {path_, device, 1}; }
 
-  template <typename Exception, typename Body>
-  std::string error_of(const Body& body) {
-    try {
-      body();
-    } catch (const Exception& error) {
-      return error.what();
-    }
-    return "nothing was thrown";
-  }
   /// What a lexico.json with this change is refused with; null takes the key away.
   std::string refusal(const std::string& pointer, const Json& value) {
     Json json = toy_json();
@@ -76,7 +68,7 @@ class LanguageModelTest : public ::testing::Test {
     } else {
       json[Json::json_pointer(pointer)] = value;
     }
-    return error_of<IoError>([&] { parse_model_info(json.dump(), "m.pt"); });
+    return test::message_of<IoError>([&] { parse_model_info(json.dump(), "m.pt"); });
   }
 };
 
@@ -130,7 +122,7 @@ TEST_F(LanguageModelTest, RefusesIdsAndLengthsOutOfBounds) {
   LanguageModel model = make();
   CacheBatch cache;
   const auto run = [&](std::vector<std::int32_t> ids, std::int64_t batch, std::int64_t length) {
-    return error_of<InvalidArgument>(
+    return test::message_of<InvalidArgument>(
         [&] { model.forward(ids.data(), batch, length, false, cache); });
   };
   EXPECT_HAS(run({1, 2, 3, 50}, 2, 2), "token id 50 of sequence 1, position 1: must be in [0, 50)");
@@ -141,7 +133,7 @@ TEST_F(LanguageModelTest, RefusesIdsAndLengthsOutOfBounds) {
 }
 
 TEST_F(LanguageModelTest, RefusesFilesThatAreNoModel) {
-  const auto opening = [&] { return error_of<IoError>([&] { open(); }); };
+  const auto opening = [&] { return test::message_of<IoError>([&] { open(); }); };
   EXPECT_HAS(opening(), "toy.pt: No such file or directory");
   make();
   const std::string whole = read_file(path_);
@@ -150,34 +142,35 @@ TEST_F(LanguageModelTest, RefusesFilesThatAreNoModel) {
     EXPECT_HAS(opening(), "toy.pt: cannot be read as a TorchScript model") << keep;
     EXPECT_EQ(opening().find('\n'), std::string::npos) << opening();
   }
-  EXPECT_HAS(error_of<IoError>([&] { LanguageModel(folder_.path().string(), "cpu", 1); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { LanguageModel(folder_.path().string(), "cpu", 1); }),
              "is a folder");
-  EXPECT_HAS(error_of<IoError>([&] { make(""); }), "holds no lexico.json");
-  EXPECT_HAS(error_of<IoError>([&] { make("{"); }), "toy.pt: lexico.json: ");
+  EXPECT_HAS(test::message_of<IoError>([&] { make(""); }), "holds no lexico.json");
+  EXPECT_HAS(test::message_of<IoError>([&] { make("{"); }), "toy.pt: lexico.json: ");
 }
 
 TEST_F(LanguageModelTest, RefusesModelsThatBreakTheirPromise) {
   Json json = toy_json();
   const std::string forward_only =
       std::string(kToy).substr(0, std::string(kToy).find("def queries"));
-  EXPECT_HAS(error_of<IoError>([&] { make(json.dump(), forward_only); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { make(json.dump(), forward_only); }),
              "'queries', but the model has none");
   json["methods"] = {"forward"};
   CacheBatch cache;
   const std::int32_t id = 0;
   LanguageModel plain = make(json.dump(), forward_only);
   EXPECT_FALSE(plain.info().has_queries);
-  EXPECT_HAS(error_of<InvalidArgument>([&] { plain.forward(&id, 1, 1, true, cache); }),
+  EXPECT_HAS(test::message_of<InvalidArgument>([&] { plain.forward(&id, 1, 1, true, cache); }),
              "no method 'queries'");
 
   json["head_dim"] = 4;
-  EXPECT_HAS(error_of<IoError>([&] { make(json.dump()).forward(&id, 1, 1, false, cache); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { make(json.dump()).forward(&id, 1, 1, false, cache); }),
              "keys have shape [2, 1, 2, 1, 3], its lexico.json promises [2, 1, 2, 1, 4]");
   const auto returns = [&](const std::string& body) {
     const std::string source =
         "def forward(self, input_ids: Tensor, attention_mask: Tensor):\n" + body;
     json["head_dim"] = 3;
-    return error_of<IoError>([&] { make(json.dump(), source).forward(&id, 1, 1, false, cache); });
+    return test::message_of<IoError>(
+        [&] { make(json.dump(), source).forward(&id, 1, 1, false, cache); });
   };
   EXPECT_HAS(returns("    return input_ids\n"),
              "'forward' must return (keys, values), but returned a Tensor");
@@ -209,9 +202,10 @@ def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tuple[Tensor, Te
 TEST_F(LanguageModelTest, RefusesDevicesThatAreNotThere) {
   make();
   for (const char* name : {"tpu", "cuda:", "cuda:x", "cuda:1234", "cuda99", ""})
-    EXPECT_HAS(error_of<InvalidArgument>([&] { open(name); }),
+    EXPECT_HAS(test::message_of<InvalidArgument>([&] { open(name); }),
                std::string("device is '") + name + "'");
-  EXPECT_HAS(error_of<InvalidArgument>([&] { open("cuda:99"); }), "CUDA devices can be used here");
+  EXPECT_HAS(test::message_of<InvalidArgument>([&] { open("cuda:99"); }),
+             "CUDA devices can be used here");
 }
 
 TEST_F(LanguageModelTest, EveryMissingKeyOfLexicoJsonIsNamed) {

@@ -6,6 +6,7 @@
 
 #include "lexico/error.h"
 #include "lexico/files.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 
 namespace lexico {
@@ -22,16 +23,6 @@ DictionarySet two_layers() {
   for (int layer : {0, 1})
     for (Kind kind : kBothKinds) set.dictionaries.push_back(unit(layer, kind));
   return set;
-}
-
-template <typename Exception, typename Body>
-std::string error_of(const Body& body) {
-  try {
-    body();
-  } catch (const Exception& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
 }
 
 std::string save(const TemporaryFolder& folder, const torch::IValue& value) {
@@ -68,7 +59,8 @@ TEST(PtFile, AtomsAreScaledToUnitLengthOnReading) {
 TEST(PtFile, RefusesASetThatIsNotWholeOrPreRope) {
   const TemporaryFolder folder;
   const auto write = [&](const DictionarySet& set) {
-    return error_of<InvalidArgument>([&] { write_dictionaries_pt(set, folder.file("d.pt")); });
+    return test::message_of<InvalidArgument>(
+        [&] { write_dictionaries_pt(set, folder.file("d.pt")); });
   };
   DictionarySet set = two_layers();
   set.key_stage = KeyStage::kPreRope;
@@ -86,7 +78,7 @@ TEST(PtFile, RefusesASetThatIsNotWholeOrPreRope) {
 TEST(PtFile, RefusesWhatIsNoSuchTensor) {
   const TemporaryFolder folder;
   const auto read = [](const std::string& path) {
-    return error_of<IoError>([&] { read_dictionaries_pt(path); });
+    return test::message_of<IoError>([&] { read_dictionaries_pt(path); });
   };
   EXPECT_NE(read(folder.file("none.pt")).find("none.pt"), std::string::npos);
   EXPECT_NE(read(save(folder, torch::ones({3, 2, 2}))).find("[3, 2, 2]"), std::string::npos);

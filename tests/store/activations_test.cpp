@@ -14,6 +14,7 @@
 
 #include "lexico/error.h"
 #include "store/sample_activations.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 
 namespace lexico {
@@ -25,18 +26,6 @@ using test::sample_value;
 using test::SampleBatch;
 using test::TemporaryFolder;
 using test::write_sample;
-
-/// What `body` throws, as text.
-template <typename Exception, typename Body>
-std::string error_of(const Body& body) {
-  try {
-    body();
-  } catch (const Exception& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
-}
 
 #define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 
@@ -92,9 +81,9 @@ TEST(Activations, Float32IsExact) {
   EXPECT_FALSE(reader.is_half());
   expect_vectors(reader, 0, 0.0f);
   std::vector<std::uint16_t> bits(20);
-  EXPECT_HAS(
-      error_of<InvalidArgument>([&] { reader.read_half(0, Kind::kKeys, 0, 1, bits.data()); }),
-      "stores float32");
+  EXPECT_HAS(test::message_of<InvalidArgument>(
+                 [&] { reader.read_half(0, Kind::kKeys, 0, 1, bits.data()); }),
+             "stores float32");
 }
 
 TEST(Activations, TheInfoComesBack) {
@@ -134,9 +123,9 @@ TEST(Activations, TokensComeBack) {
   }
   reader.read_tokens(0, 5, nullptr, position.data(), nullptr);
   EXPECT_EQ(position[4], 4);
-  EXPECT_HAS(
-      error_of<InvalidArgument>([&] { reader.read_tokens(50, 6, id.data(), nullptr, nullptr); }),
-      "of 55");
+  EXPECT_HAS(test::message_of<InvalidArgument>(
+                 [&] { reader.read_tokens(50, 6, id.data(), nullptr, nullptr); }),
+             "of 55");
 }
 
 TEST(Activations, EqualCallsGiveEqualBytes) {
@@ -173,10 +162,10 @@ TEST(Activations, ShardsInAFolderReadAsOne) {
   expect_vectors(part, 30, 1.0f / 2048);
 
   fs::remove(folder.file("activations-00001.h5"));
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
              "holds 2 of 3 shards");
   write_sample(folder.file("activations-00001.h5"), info, 60);
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
              "is shard 2, and so is");
 }
 
@@ -199,20 +188,20 @@ TEST(Activations, ShardsThatDoNotFitAreNamedWithTheAttribute) {
   other.head_dim = 16;
   write_sample(folder.file("b.h5"), other);
   const std::string error =
-      error_of<IoError>([&] { ActivationReader reader(folder.file("*.h5")); });
+      test::message_of<IoError>([&] { ActivationReader reader(folder.file("*.h5")); });
   EXPECT_HAS(error, "b.h5: attribute 'head_dim' is 16, but 20 in ");
   EXPECT_HAS(error, "a.h5");
   other = sample_info(10);
   other.model_sha256 = "other";
   write_sample(folder.file("b.h5"), other);
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.file("*.h5")); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { ActivationReader reader(folder.file("*.h5")); }),
              "'model_sha256'");
   other = sample_info(10);
   other.plan_hash = "other";
   write_sample(folder.file("b.h5"), other);
   EXPECT_EQ(ActivationReader(folder.file("*.h5")).num_rows(),
             60);  // two runs: a glob may name both
-  EXPECT_HAS(error_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { ActivationReader reader(folder.path().string()); }),
              "different runs");
 }
 
@@ -240,8 +229,9 @@ TEST(Activations, OutOfBoundsIsRefused) {
   write_sample(folder.file("a.h5"), sample_info(10));
   ActivationReader reader(folder.file("a.h5"));
   std::vector<float> rows(40 * 20);
-  EXPECT_HAS(error_of<InvalidArgument>([&] { reader.read(2, Kind::kKeys, 0, 1, rows.data()); }),
-             "layer is 2, must be in [0, 2)");
+  EXPECT_HAS(
+      test::message_of<InvalidArgument>([&] { reader.read(2, Kind::kKeys, 0, 1, rows.data()); }),
+      "layer is 2, must be in [0, 2)");
   for (auto [first, count] : {std::pair{30, 1}, {-1, 1}, {0, 31}, {0, -1}})
     EXPECT_THROW(reader.read(0, Kind::kKeys, first, count, rows.data()), InvalidArgument);
   EXPECT_THROW(
@@ -253,7 +243,7 @@ TEST(Activations, OutOfBoundsIsRefused) {
 TEST(Activations, WhatIsNoActivationFileIsNamed) {
   const TemporaryFolder folder;
   const auto open = [&](const std::string& path) {
-    return error_of<IoError>([&] { ActivationReader reader(path); });
+    return test::message_of<IoError>([&] { ActivationReader reader(path); });
   };
   EXPECT_HAS(open(folder.file("none.h5")), "none.h5: No such file");
   EXPECT_HAS(open(folder.file("none*.h5")), "no file matches");
@@ -279,7 +269,7 @@ TEST(Activations, ValuesThatCannotBeStoredAreNamed) {
     SampleBatch batch(own, 0, 2, 10);
     // layer 1, sequence 1, head 2, position 4, component 17
     batch.values[static_cast<std::size_t>((((1 * 2 + 1) * 3 + 2) * 10 + 4) * 20 + 17)] = bad;
-    return error_of<IoError>([&] { writer.append(batch.view); });
+    return test::message_of<IoError>([&] { writer.append(batch.view); });
   };
   std::string error = error_with(std::nanf(""), true);
   EXPECT_HAS(error, "values of layer 1, token 14 of ");
@@ -299,10 +289,11 @@ TEST(Activations, NothingUnfinishedGetsTheName) {
     ActivationWriter writer(folder.file("a.h5"), info);
     writer.append(SampleBatch(info, 0, 1, 10).view);
     EXPECT_TRUE(fs::exists(folder.file("a.h5.partial")));
-    EXPECT_HAS(error_of<InvalidArgument>([&] { writer.finish(); }),
+    EXPECT_HAS(test::message_of<InvalidArgument>([&] { writer.finish(); }),
                "10 tokens were written, planned were 20");
-    EXPECT_HAS(error_of<InvalidArgument>([&] { writer.append(SampleBatch(info, 0, 3, 10).view); }),
-               "10 + 30 tokens, planned were 20");
+    EXPECT_HAS(
+        test::message_of<InvalidArgument>([&] { writer.append(SampleBatch(info, 0, 3, 10).view); }),
+        "10 + 30 tokens, planned were 20");
   }
   EXPECT_TRUE(fs::is_empty(folder.path()));
   ActivationInfo none = info;
@@ -331,18 +322,19 @@ TEST(Activations, APartialFileCutOffIsNotComplete) {
 TEST(Activations, TwoWritersOfOneFileAreRefused) {
   const TemporaryFolder folder;
   ActivationWriter first(folder.file("a.h5"), sample_info(20));
-  EXPECT_HAS(error_of<ResourceError>(
+  EXPECT_HAS(test::message_of<ResourceError>(
                  [&] { ActivationWriter second(folder.file("a.h5"), sample_info(20)); }),
              "another process is writing it");
 }
 
 TEST(Activations, WhereNothingCanBeWrittenThePathIsNamed) {
   const TemporaryFolder folder;
+  EXPECT_HAS(test::message_of<ResourceError>(
+                 [&] { ActivationWriter(folder.file("none/a.h5"), sample_info(20)); }),
+             "none/a.h5.partial: cannot be written: No such file");
   EXPECT_HAS(
-      error_of<ResourceError>([&] { ActivationWriter(folder.file("none/a.h5"), sample_info(20)); }),
-      "none/a.h5.partial: cannot be written: No such file");
-  EXPECT_HAS(error_of<ResourceError>([] { ActivationWriter("/dev/full/a.h5", sample_info(20)); }),
-             "Not a directory");
+      test::message_of<ResourceError>([] { ActivationWriter("/dev/full/a.h5", sample_info(20)); }),
+      "Not a directory");
 }
 
 /// Ends the child with 0 if the writer says so, its file is gone, and the process can go on and
@@ -401,7 +393,7 @@ class ForeignFile : public ::testing::Test {
     EXPECT_GE(file, 0);
     edit(file);
     EXPECT_GE(H5Fclose(file), 0);
-    return error_of<IoError>([&] { ActivationReader reader(folder_.file("a.h5")); });
+    return test::message_of<IoError>([&] { ActivationReader reader(folder_.file("a.h5")); });
   }
 
   TemporaryFolder folder_;
@@ -501,7 +493,7 @@ TEST(Activations, AFileMadeWithH5pyOpens) {
   reader.read(0, Kind::kValues, 5, 1, row.data());
   EXPECT_EQ(row, (std::vector<float>{20, 21, 22, 23}));
   std::int32_t id = 0;
-  EXPECT_HAS(error_of<IoError>([&] { reader.read_tokens(0, 1, &id, nullptr, nullptr); }),
+  EXPECT_HAS(test::message_of<IoError>([&] { reader.read_tokens(0, 1, &id, nullptr, nullptr); }),
              "dataset /tokens/id is missing");
 }
 

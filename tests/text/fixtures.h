@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "lexico/tokenizer.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 
 namespace lexico::test {
@@ -33,17 +34,6 @@ inline std::string write(const TemporaryFolder& folder,
 
 inline nlohmann::json fixture_json(const std::string& name) {
   return nlohmann::json::parse(contents(fixture(name)));
-}
-
-/// What `action` throws, as text; empty if nothing.
-template <typename Exception, typename Action>
-std::string message_of(Action&& action) {
-  try {
-    action();
-  } catch (const Exception& error) {
-    return error.what();
-  }
-  return {};
 }
 
 }  // namespace lexico::test

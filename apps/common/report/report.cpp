@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "common/json_text.h"
 #include "common/report/text.h"
 #include "lexico/error.h"
 #include "lexico/evaluation.h"
@@ -264,8 +265,7 @@ std::string to_json(const EvaluationReport& report) {
                             {"bytes_per_vector", number(published_bytes(row.mean_atoms))},
                             {"vectors", row.vectors}});
   if (report.training) json["training"] = training_json(*report.training);
-  // Names and paths may hold bytes that are not UTF-8.
-  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return apps::json_text(json, 1);
 }
 
 std::string to_csv(const EvaluationReport& report) {

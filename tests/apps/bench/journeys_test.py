@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+import programs  # noqa: E402
+
 BENCH = str(Path(os.environ["LEXICO_BIN"]) / "lexico-bench")
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["--repeats", "1", "--threads", "2"]
 
 
-def run(*arguments, code=0, **options):
+def run(*arguments, **options):
     environment = {k: v for k, v in os.environ.items() if k != "LEXICO_CPU"} | options.pop("env", {})
-    done = subprocess.run([BENCH, *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment, **options)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    return programs.run(BENCH, *arguments, env=environment, **options)
 
 
 def fails(code, message, *arguments, **options):

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import activations  # noqa: E402
+import programs  # noqa: E402
 import toy_model  # noqa: E402
 
 EVAL, EXTRACT = (str(Path(os.environ["LEXICO_BIN"]) / name) for name in ("lexico-eval", "lexico-extract"))
@@ -29,11 +30,8 @@ LAYERS, DIM, ATOMS = 2, 16, 48
 torch.set_num_threads(1)
 
 
-def run(*arguments, code=0, **options):
-    done = subprocess.run([EVAL, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "internal error" not in done.stderr
-    return done
+def run(*arguments, **options):
+    return programs.run(EVAL, *arguments, **options)
 
 
 def fails(code, *messages, arguments, **options):
