@@ -255,8 +255,8 @@ class TextSource : public VectorSource {
       for (const Kind kind : kBothKinds) {
         std::vector<float>& rows = pending_[2 * i + static_cast<std::size_t>(kind)];
         if (kind == Kind::kKeys && info_.key_stage == KeyStage::kPreRope)
-          undo_rope(
-              model_.info(), layers[i], rows.data(), positions().data(), count * info_.kv_heads);
+          model_.info().rope.undo(
+              layers[i], rows.data(), info_.head_dim, positions().data(), count * info_.kv_heads);
         take(layers[i], kind, pending_tokens_.data(), count, rows.data());
         rows.clear();
       }

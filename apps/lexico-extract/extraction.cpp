@@ -184,11 +184,11 @@ class WriterThread {
       for (std::int64_t i = 0; i < rows; ++i)
         positions_[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i % batch.length);
       for (int layer = 0; layer < model_.layers; ++layer)
-        undo_rope(model_,
-                  layer,
-                  vectors.data() + layer * rows * model_.head_dim,
-                  positions_.data(),
-                  rows);
+        model_.rope.undo(layer,
+                         vectors.data() + layer * rows * model_.head_dim,
+                         model_.head_dim,
+                         positions_.data(),
+                         rows);
     };
     undo(batch.cache.keys, model_.kv_heads);
     if (plan_.query_moments) undo(batch.cache.queries, model_.heads);  // in the frame of the keys

@@ -193,7 +193,7 @@ int run(int argc, char** argv) {
   const std::string again = typed_command(argc, argv, {"--resume", "--overwrite"});
   const Plan plan =
       make_plan(config, model.info(), model_sha256.get(), corpus, again, output.is_one_file());
-  if (plan.info.key_stage == KeyStage::kPreRope && model.info().rope_kind == "none")
+  if (plan.info.key_stage == KeyStage::kPreRope && !model.info().rope.rotates())
     log_info(config.model + " has no RoPE: its keys are the same at both stages");
   if (config.dry_run) return print_plan(config, model, corpus, plan, output);
 

@@ -71,6 +71,7 @@ Plan make_plan(const ExtractConfig& config,
   info.corpora = corpus.names;
   info.corpus_documents = corpus.num_documents;
   info.key_stage = key_stage_from(config.key_stage);
+  info.rope = model.rope.to_json();
   info.half = config.dtype == "float16";
   info.num_layers = model.layers;
   info.kv_heads = model.kv_heads;

@@ -90,6 +90,7 @@ TEST(Activations, TheInfoComesBack) {
   const TemporaryFolder folder;
   ActivationInfo info = sample_info(25);
   info.key_stage = KeyStage::kPreRope;
+  info.rope = R"({"kind":"none"})";
   info.shard_index = 0, info.shard_count = 3;
   write_sample(folder.file("a.h5"), info);
   const ActivationInfo got = ActivationReader(folder.file("a.h5")).info();
@@ -98,6 +99,7 @@ TEST(Activations, TheInfoComesBack) {
   EXPECT_EQ(got.corpora, info.corpora);
   EXPECT_EQ(got.corpus_documents, info.corpus_documents);
   EXPECT_EQ(got.key_stage, KeyStage::kPreRope);
+  EXPECT_EQ(got.rope, info.rope);
   EXPECT_EQ(got.num_tokens, 25);
   EXPECT_EQ(got.seed, info.seed);
   EXPECT_EQ(got.sequence_length, 10);

@@ -18,6 +18,7 @@ struct ActivationInfo {
   std::vector<std::int64_t>
       corpus_documents;  ///< documents in each text: they are numbered through
   KeyStage key_stage = KeyStage::kPostRope;
+  std::string rope;  ///< of the model, as Rope::to_json writes it; empty: not known
   bool half = true;  ///< vectors are stored as float16, else as float32
   int num_layers = 0, kv_heads = 0, head_dim = 0;
   std::int64_t num_tokens = 0;  ///< rows of a layer = num_tokens * kv_heads

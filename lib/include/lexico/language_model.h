@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lexico/kind.h"
+#include "lexico/rope.h"
 
 namespace lexico {
 
@@ -16,14 +17,7 @@ struct ModelInfo {
   int layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, max_positions = 0;
   std::int32_t bos_id = -1;  ///< -1: none
   bool add_bos = false;      ///< whether the model expects sequences to start with it
-  std::string rope_kind;     ///< "default", ... ; "none" when the model has no RoPE
-  int rotary_dim =
-      0;  ///< the first dimensions of a head, which RoPE rotates; the others it leaves alone
-  std::vector<double> inverse_frequencies;  ///< one per rotated pair; empty if the layers differ
-  std::vector<std::vector<double>> layer_inverse_frequencies;  ///< per layer, if they differ
-  double attention_scaling = 1.0;  ///< the factor RoPE puts on cos and sin
-  std::string rope_layout =
-      "half";  ///< "half": dims i and i + r/2 rotate together; "interleaved": 2i and 2i + 1
+  Rope rope;
   std::string tokenizer_sha256;  ///< empty: not known
   bool has_queries = false;      ///< the file also has the method `queries`
 };
@@ -69,15 +63,6 @@ class LanguageModel {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Undoes RoPE in place on `rows` vectors of `head_dim`; row i is at position positions[i] >= 0.
-/// Keys and queries alike. A model without RoPE: nothing happens. @throws InvalidArgument if there
-/// is no such layer.
-void undo_rope(const ModelInfo& info,
-               int layer,
-               float* vectors,
-               const std::int32_t* positions,
-               std::int64_t rows);
 
 /// Adds to `sums` [layers, kv_heads, head_dim, head_dim] the q q^T of all tokens and of all query
 /// heads that share the KV head.

@@ -24,6 +24,7 @@ void write_info(hid_t file, const ActivationInfo& info) {
   write_attribute(file, "corpora", info.corpora);
   write_attribute(file, "corpus_documents", info.corpus_documents);
   write_attribute(file, "key_stage", std::string(name_of(info.key_stage)));
+  if (!info.rope.empty()) write_attribute(file, "rope", info.rope);
   write_attribute(file, "dtype", std::string(info.half ? "float16" : "float32"));
   write_attribute(file, "num_layers", std::int64_t{info.num_layers});
   write_attribute(file, "kv_heads", std::int64_t{info.kv_heads});
@@ -93,6 +94,7 @@ ActivationInfo read_info(hid_t file) {
   // The rest tells where the vectors come from; a file made by other means may not know.
   info.model = read_text(file, "model").value_or("");
   info.model_sha256 = read_text(file, "model_sha256").value_or("");
+  info.rope = read_text(file, "rope").value_or("");
   info.corpora = read_texts(file, "corpora").value_or(std::vector<std::string>{});
   info.corpus_documents =
       read_integers(file, "corpus_documents").value_or(std::vector<std::int64_t>{});
