@@ -111,6 +111,12 @@ std::int64_t free_bytes(const std::string& path) {
   return error ? -1 : static_cast<std::int64_t>(space.available);
 }
 
+void speak_as_rank(int rank, int num_ranks) {
+  logger().set_level(spdlog::level::warn);
+  logger().set_pattern("%^[%H:%M:%S]%$ rank " + std::to_string(rank) + " of " +
+                       std::to_string(num_ranks) + ": %v");
+}
+
 void log_info(const std::string& line) { logger().info(line); }
 void log_warning(const std::string& line) { logger().warn("warning: " + line); }
 
@@ -145,7 +151,7 @@ Progress::Progress(std::string title, double total, std::string unit)
     : title_(std::move(title)),
       unit_(std::move(unit)),
       total_(total),
-      is_terminal_(isatty(STDERR_FILENO) == 1),
+      is_terminal_(isatty(STDERR_FILENO) == 1 && logger().should_log(spdlog::level::info)),
       begin_(Clock::now()),
       last_draw_(begin_) {}
 

@@ -25,6 +25,10 @@ std::string utc_time();  ///< now: "2026-01-31 12:00:00 UTC"
 /// Free bytes where `path` is or will be, whether or not it and its folders exist yet; -1: unknown.
 std::int64_t free_bytes(const std::string& path);
 
+/// Only warnings and errors are said from now on, in the name of this rank: another one speaks for
+/// all.
+void speak_as_rank(int rank, int num_ranks);
+
 /// A line to stderr with the time: what is going on, and what the user should know about.
 void log_info(const std::string& line);
 void log_warning(const std::string& line);

@@ -25,6 +25,15 @@ void EvalConfig::validate() {
   std::sort(sparsity.begin(), sparsity.end());
   sparsity.erase(std::unique(sparsity.begin(), sparsity.end()), sparsity.end());
   if (sparsity.front() < 1) throw_bound("sparsity", sparsity.front(), ">= 1");
+  for (const double rate : bits)
+    if (!(rate > 0 && rate <= 16)) throw_bound("bits", rate, "in (0, 16]");
+  if (fit_vectors < 256) throw_bound("fit_vectors", fit_vectors, ">= 256");
+  if (recent_window < 0) throw_bound("recent_window", recent_window, ">= 0");
+  if (sink_tokens < 0) throw_bound("sink_tokens", sink_tokens, ">= 0");
+  if (chunk < 0) throw_bound("chunk", chunk, ">= 0");
+  if (perplexity_tokens < 0) throw_bound("perplexity_tokens", perplexity_tokens, ">= 0");
+  for (const int offset : position_offset)
+    if (offset < 1 || offset > 1 << 24) throw_bound("position_offset", offset, "in [1, 2^24]");
   if (max_vectors < 0) throw_bound("max_vectors", max_vectors, ">= 0");
   if (threads < 0) throw_bound("threads", threads, ">= 0");
   if (!(tolerance >= 0 && tolerance < 1)) throw_bound("tolerance", tolerance, "in [0, 1)");

@@ -11,13 +11,18 @@ namespace lexico::apps {
 /// The options of lexico-eval.
 struct EvalConfig : ModelTextConfig {
   std::vector<std::string> dictionary, data, text, token_ids, ood;
+  std::string fit;
+  std::vector<double> bits{1, 2, 3, 4, 5};
+  std::int64_t fit_vectors = 32768;
   std::string layers = "all", selection = "omp", output;
-  std::vector<int> sparsity{4, 8, 16};
+  std::vector<int> sparsity{4, 8, 16}, position_offset;
   std::int64_t max_vectors = 65536;
   int threads = 0;
   double tolerance = 0;
   std::uint64_t seed = 0;
-  bool no_baselines = false, overwrite = false, dry_run = false, json = false;
+  int recent_window = 32, sink_tokens = 0, chunk = 0;
+  std::int64_t perplexity_tokens = 12288;
+  bool perplexity = false, no_baselines = false, overwrite = false, dry_run = false, json = false;
 
   template <typename Self, typename Visitor>
   static void for_each_field(Self& self, Visitor&& visit) {
@@ -31,8 +36,31 @@ struct EvalConfig : ModelTextConfig {
     visit("text", self.text, "[name=]FILE of in-domain text, whatever its name");
     visit("token_ids", self.token_ids, "[name=]FILE of in-domain token ids, whatever its name");
     ModelTextConfig::for_each_field(self, visit);
+    visit("fit",
+          self.fit,
+          "training data (activations or text) to fit codes on: adds the best code of each "
+          "dictionary and PCA "
+          "transform coding at each of bits");
+    visit("bits", self.bits, "bits per number at which coders are compared");
+    visit(
+        "fit_vectors", self.fit_vectors, "vectors of each layer and kind that codes are fitted on");
+    visit("perplexity",
+          self.perplexity,
+          "also run the model on the texts with its cache compressed by each coder: perplexity and "
+          "KL of the next token");
+    visit("recent_window", self.recent_window, "perplexity: latest tokens that stay exact");
+    visit("sink_tokens", self.sink_tokens, "perplexity: first tokens that stay exact");
+    visit("chunk",
+          self.chunk,
+          "perplexity: tokens read at once; 0: recent_window (or 32); 1: token by token");
+    visit("perplexity_tokens",
+          self.perplexity_tokens,
+          "perplexity: tokens of each text, in whole sequences; 0: all");
     visit("layers", self.layers, "layers to measure: all, or numbers like 0,2,5-7");
     visit("sparsity", self.sparsity, "numbers of atoms per vector to measure at");
+    visit("position_offset",
+          self.position_offset,
+          "also measure the keys of in-domain data as if they came so many positions later");
     visit("max_vectors",
           self.max_vectors,
           "vectors per data set, layer and kind, evenly spread; 0: all");

@@ -47,9 +47,6 @@ void require_alike(const std::vector<Contender>& contenders) {
         throw IoError(b.coder.path + ": head_dim is " + std::to_string(d.dim) + " in layer " +
                       std::to_string(d.layer) + ", but " + a.coder.path + " has " +
                       std::to_string(dim));
-    if (b.set.key_stage != a.set.key_stage)
-      throw IoError(b.coder.path + ": keys are " + name_of(b.set.key_stage) + ", but those of " +
-                    a.coder.path + " are " + name_of(a.set.key_stage));
   }
 }
 
@@ -78,9 +75,10 @@ std::string check_fit(const Contender& contender,
   const bool has_keys = std::any_of(contender.set.dictionaries.begin(),
                                     contender.set.dictionaries.end(),
                                     [](const Dictionary& d) { return d.kind == Kind::kKeys; });
-  if (has_keys && data.key_stage != contender.set.key_stage)
+  if (has_keys && data.key_stage != contender.set.key_stage && !data.rope)
     throw IoError(path + ": keys are " + name_of(data.key_stage) + ", but " + contender.coder.path +
-                  " was trained on " + name_of(contender.set.key_stage));
+                  " was trained on " + name_of(contender.set.key_stage) +
+                  ", and the file has no attribute 'rope' to take one to the other");
   if (!its_sha.empty() && !data.model_sha256.empty() && !same_model)
     return source.spec.name + ": its vectors are of another model file (" + data.model + ", " +
            data.model_sha256.substr(0, 12) + ") than " + contender.coder.name +
@@ -175,24 +173,31 @@ void TextTools::load(const EvalConfig& config, const std::vector<DataSpec>& spec
   model_sha256 = sha256_of_file(config.model);
 }
 
+NamedSource open_source(const EvalConfig& config, const DataSpec& spec, TextTools& tools) {
+  const Tokenizer* tokenizer = tools.tokenizer ? &*tools.tokenizer : nullptr;
+  return {spec,
+          spec.is_text
+              ? open_text(
+                    spec, config.field, *tools.model, tools.model_sha256, tokenizer, tools.packing)
+              : open_activations(spec)};
+}
+
 std::vector<NamedSource> open_sources(const EvalConfig& config,
                                       const std::vector<DataSpec>& specs,
-                                      TextTools& tools,
-                                      KeyStage stage) {
+                                      TextTools& tools) {
   std::vector<NamedSource> sources;
   for (const DataSpec& spec : specs) {
     if (stop_requested()) throw Interrupted("stopped while reading the data; nothing was written");
-    const Tokenizer* tokenizer = tools.tokenizer ? &*tools.tokenizer : nullptr;
-    sources.push_back({spec,
-                       spec.is_text ? open_text(spec,
-                                                config.field,
-                                                *tools.model,
-                                                tools.model_sha256,
-                                                tokenizer,
-                                                tools.packing,
-                                                stage)
-                                    : open_activations(spec)});
+    sources.push_back(open_source(config, spec, tools));
   }
+  for (std::size_t i = 0, count = sources.size(); i < count; ++i)
+    for (const int offset : config.position_offset) {
+      if (!sources[i].spec.in_domain) continue;
+      NamedSource moved = sources[i];
+      moved.spec.name += "+" + std::to_string(offset);
+      moved.position_offset = offset;
+      sources.push_back(std::move(moved));
+    }
   return sources;
 }
 

@@ -35,10 +35,12 @@ struct TextTools {
 };
 
 /// The sources refer to `tools`.
+NamedSource open_source(const EvalConfig& config, const DataSpec& spec, TextTools& tools);
+
+/// One per spec, then the moved ones.
 std::vector<NamedSource> open_sources(const EvalConfig& config,
                                       const std::vector<DataSpec>& specs,
-                                      TextTools& tools,
-                                      KeyStage stage);
+                                      TextTools& tools);
 
 /// @throws IoError naming both files and both values.
 /// @returns what is odd, but no reason to stop.

@@ -10,7 +10,9 @@
 #include "lexico-eval/inputs.h"
 #include "lexico-eval/measure.h"
 #include "lexico-eval/output_folder.h"
+#include "lexico-eval/perplexity.h"
 #include "lexico-eval/plan.h"
+#include "lexico-eval/rates.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
 
@@ -100,15 +102,21 @@ int evaluate(const EvalConfig& config, const std::string& command) {
   require_atoms_for(options.sparsities.back(), contenders);
 
   const std::vector<DataSpec> specs = data_specs(config);
+  const DataSpec fit_spec = config.fit.empty() ? DataSpec{} : DataSpec::from(config.fit, true);
   std::optional<OutputFolder> output;
   if (!config.output.empty() && !config.dry_run) output.emplace(config.output, config.overwrite);
   TextTools tools;
-  tools.load(config, specs);
-  std::vector<NamedSource> sources =
-      open_sources(config, specs, tools, contenders.front().set.key_stage);
+  std::vector<DataSpec> all_specs = specs;
+  if (!config.fit.empty()) all_specs.push_back(fit_spec);
+  tools.load(config, all_specs);
+  std::vector<NamedSource> sources = open_sources(config, specs, tools);
+  std::optional<NamedSource> fit;
+  if (!config.fit.empty()) fit = open_source(config, fit_spec, tools);
   std::vector<std::string> notes = check_fit(contenders, sources, options.layers, config);
   SamplesOrigin samples;
   if (!config.no_baselines) samples = add_baselines(options, sources, contenders, notes);
+  if (config.perplexity && !tools.model)
+    throw InvalidArgument("perplexity needs text and --model FILE: activations cannot be run");
   if (config.dry_run) {
     for (const std::string& note : notes) log_warning(note);
     print_plan(contenders, sources, options, config.json);
@@ -122,6 +130,17 @@ int evaluate(const EvalConfig& config, const std::string& command) {
                                  "vectors of " + samples.dataset +
                                      ", which are left out where that baseline is measured on it");
   measure_all(contenders, sources, options, samples.dataset, samples.tokens, report);
+  const RateOptions rates{config.bits, config.fit_vectors, !config.no_baselines};
+  const std::vector<RateCoder> coders =
+      make_rate_coders(contenders, fit ? &*fit : nullptr, report.dim, options, rates);
+  measure_rates(coders, sources, options, report);
+  if (config.perplexity)
+    measure_perplexity(
+        *tools.model,
+        coders,
+        sources,
+        {config.recent_window, config.sink_tokens, config.chunk, config.perplexity_tokens},
+        report);
   for (const std::string& note : report.notes) log_warning(note);
 
   if (output) {

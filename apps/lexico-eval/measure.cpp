@@ -79,6 +79,7 @@ class DatasetRun {
     dataset.name = source_.spec.name;
     dataset.path = source_.spec.path;
     dataset.in_domain = source_.spec.in_domain;
+    dataset.position_offset = source_.position_offset;
     dataset.tokens = source.info().num_tokens;
     dataset.vectors = static_cast<std::int64_t>(tokens.size()) * source.info().kv_heads;
     dataset.sampling = source.sampling(tokens);
@@ -102,26 +103,46 @@ class DatasetRun {
  private:
   void take(
       int layer, Kind kind, const std::int64_t* tokens, std::int64_t count, const float* rows) {
-    const std::int64_t heads = source_.source->info().kv_heads;
+    if (kind == Kind::kValues && source_.position_offset != 0) return;  // they do not move
+    const int heads = source_.source->info().kv_heads;
     const std::int64_t dim = source_.source->info().head_dim;
+    StagedRows staged(source_, layer, kind, tokens, count, rows);
     for (std::size_t c = 0; c < contenders_.size(); ++c) {
-      const Dictionary* dictionary = contenders_[c].set.find(layer, kind);
-      if (!dictionary) continue;
+      const DictionarySet& set = contenders_[c].set;
+      if (!set.find(layer, kind) && !set.find(layer, kind, 0)) continue;
       std::int64_t measured = count;
-      const float* from = rows;
+      const float* from = staged.at(set.key_stage);
       if (contenders_[c].coder.role == Coder::Role::kSamples && !skipped_by_samples_.empty()) {
-        measured = without(skipped_by_samples_, tokens, count, heads * dim, rows, packed_);
+        measured = without(skipped_by_samples_, tokens, count, heads * dim, from, packed_);
         from = packed_.data();
       }
-      evaluator_.use(*dictionary);
       auto& errors = errors_.try_emplace({{layer, kind}, c}, options_.sparsities).first->second;
-      for (std::int64_t first = 0; first < measured * heads; first += kVectorsBetweenStops) {
-        if (stop_requested()) throw Interrupted("stopped; nothing was written");
-        const std::int64_t part = std::min(kVectorsBetweenStops, measured * heads - first);
-        evaluator_.measure(from + first * dim, part, errors);
-        progress_.update(done_ += static_cast<double>(part),
-                         source_.spec.name + ", " + name_of_place(layer, kind));
-      }
+      for_each_dictionary(
+          set,
+          layer,
+          kind,
+          heads,
+          from,
+          measured,
+          [&](const Dictionary& dictionary, const float* its_rows, std::int64_t its_count) {
+            measure(dictionary, its_rows, its_count, errors);
+          });
+    }
+  }
+
+  void measure(const Dictionary& dictionary,
+               const float* rows,
+               std::int64_t count,
+               RelativeErrors& errors) {
+    evaluator_.use(dictionary);
+    const int heads = dictionary.transform.heads;
+    for (std::int64_t first = 0; first < count; first += kVectorsBetweenStops) {
+      if (stop_requested()) throw Interrupted("stopped; nothing was written");
+      const std::int64_t part = std::min(kVectorsBetweenStops, count - first);
+      evaluator_.measure(
+          rows + first * dictionary.dim, part, errors, static_cast<int>(first % heads));
+      progress_.update(done_ += static_cast<double>(part),
+                       source_.spec.name + ", " + name_of_place(dictionary.layer, dictionary.kind));
     }
   }
 
@@ -173,6 +194,44 @@ class DatasetRun {
 
 }  // namespace
 
+const float* StagedRows::at(KeyStage stage) {
+  if (kind_ == Kind::kValues ||
+      (source_.source->info().key_stage == stage && source_.position_offset == 0))
+    return rows_;
+  std::vector<float>& staged = staged_[stage == KeyStage::kPreRope];
+  if (staged.empty()) {
+    const VectorSource::Info& info = source_.source->info();
+    staged.assign(rows_, rows_ + count_ * info.kv_heads * info.head_dim);
+    to_stage(*source_.source, layer_, tokens_, count_, stage, source_.position_offset, staged);
+  }
+  return staged.data();
+}
+
+void for_each_dictionary(
+    const DictionarySet& set,
+    int layer,
+    Kind kind,
+    int heads,
+    const float* rows,
+    std::int64_t tokens,
+    const std::function<void(const Dictionary&, const float*, std::int64_t)>& body) {
+  if (const Dictionary* all = set.find(layer, kind)) return body(*all, rows, tokens * heads);
+  std::vector<float> of_head;
+  for (int head = 0; head < heads; ++head) {
+    const Dictionary* dictionary = set.find(layer, kind, head);
+    if (!dictionary)
+      throw IoError("layer " + std::to_string(layer) + " " + name_of(kind) +
+                    ": there is no dictionary for KV head " + std::to_string(head) + " of " +
+                    std::to_string(heads));
+    of_head.clear();
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      const float* row = rows + (token * heads + head) * dictionary->dim;
+      of_head.insert(of_head.end(), row, row + dictionary->dim);
+    }
+    body(*dictionary, of_head.data(), tokens);
+  }
+}
+
 std::vector<std::int64_t> chosen_tokens(const VectorSource& source, std::int64_t max_vectors) {
   const std::int64_t heads = source.info().kv_heads;
   return source.choose(max_vectors == 0 ? source.info().num_tokens
@@ -195,9 +254,9 @@ Contender sample_contender(const DictionarySet& dictionaries,
                            std::vector<std::int64_t>& used) {
   const VectorSource::Info& info = source.source->info();
   const int num_atoms = most_atoms(dictionaries);
-  const std::int64_t rows = info.num_tokens * info.kv_heads;
-  if (rows < 2 * static_cast<std::int64_t>(num_atoms))
-    throw InvalidArgument(source.spec.name + " has " + report::grouped(rows) +
+  const std::int64_t num_rows = info.num_tokens * info.kv_heads;
+  if (num_rows < 2 * static_cast<std::int64_t>(num_atoms))
+    throw InvalidArgument(source.spec.name + " has " + report::grouped(num_rows) +
                           " vectors a layer, want at least twice the " +
                           report::grouped(num_atoms) + " atoms");
   // A tenth more than needed: zero vectors and those with NaN or Inf cannot be atoms.
@@ -208,7 +267,13 @@ Contender sample_contender(const DictionarySet& dictionaries,
   source.source->read(
       used,
       options.layers,
-      [&](int layer, Kind kind, const std::int64_t*, std::int64_t count, const float* vectors) {
+      [&](int layer,
+          Kind kind,
+          const std::int64_t* tokens_read,
+          std::int64_t count,
+          const float* rows) {
+        const float* vectors =
+            StagedRows(source, layer, kind, tokens_read, count, rows).at(dictionaries.key_stage);
         std::vector<float>& all = samples[{layer, kind}];
         all.insert(all.end(), vectors, vectors + count * info.kv_heads * info.head_dim);
       });

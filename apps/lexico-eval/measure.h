@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,8 +29,44 @@ struct MeasureOptions {
 
 struct NamedSource {
   DataSpec spec;
-  std::unique_ptr<VectorSource> source;
+  std::shared_ptr<VectorSource> source;
+  std::int32_t position_offset = 0;  ///< its keys as if its sequences began so much later
 };
+
+/// Rows of `tokens` [count] as a source hands them over, in whatever stage a dictionary wants them.
+class StagedRows {
+ public:
+  /// Arguments must outlive it.
+  StagedRows(const NamedSource& source,
+             int layer,
+             Kind kind,
+             const std::int64_t* tokens,
+             std::int64_t count,
+             const float* rows)
+      : source_(source), layer_(layer), kind_(kind), tokens_(tokens), count_(count), rows_(rows) {}
+  /// At the source's position offset. @throws IoError as to_stage does.
+  const float* at(KeyStage stage);
+
+ private:
+  const NamedSource& source_;
+  int layer_;
+  Kind kind_;
+  const std::int64_t* tokens_;
+  std::int64_t count_;
+  const float* rows_;
+  std::vector<float> staged_[2];
+};
+
+/// Calls `body` with the dictionary of a layer and kind and all rows [tokens * heads, dim], or with
+/// that of each KV head and its rows. @throws IoError naming the head that has none.
+void for_each_dictionary(
+    const DictionarySet& set,
+    int layer,
+    Kind kind,
+    int heads,
+    const float* rows,
+    std::int64_t tokens,
+    const std::function<void(const Dictionary&, const float*, std::int64_t)>& body);
 
 /// The tokens of a source that are measured.
 std::vector<std::int64_t> chosen_tokens(const VectorSource& source, std::int64_t max_vectors);

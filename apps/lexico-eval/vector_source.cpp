@@ -42,10 +42,14 @@ class ActivationSource : public VectorSource {
     info_ = {from.model,
              from.model_sha256,
              from.key_stage,
+             {},
              from.num_layers,
              from.kv_heads,
              from.head_dim,
              from.num_tokens};
+    if (!from.rope.empty())
+      info_.rope = Rope::parse(
+          from.rope, reader_.files().front() + ": rope: ", info_.head_dim, info_.num_layers);
   }
 
   const Info& info() const override { return info_; }
@@ -60,6 +64,17 @@ class ActivationSource : public VectorSource {
     if (count == info_.num_tokens) return "all tokens, every KV head";
     return report::grouped(count) + " of " + report::grouped(info_.num_tokens) +
            " tokens, evenly spread, every KV head";
+  }
+  std::vector<std::vector<std::int32_t>> sequences(std::int64_t) const override { return {}; }
+  std::vector<std::int32_t> positions(const std::int64_t* tokens, std::int64_t count) override {
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count;) {  // runs of neighbours in one go
+      std::int64_t end = i + 1;
+      while (end < count && tokens[end] == tokens[end - 1] + 1) ++end;
+      reader_.read_tokens(tokens[i], end - i, nullptr, positions.data() + i, nullptr);
+      i = end;
+    }
+    return positions;
   }
   std::vector<std::vector<int>> groups(const std::vector<int>& layers) const override {
     std::vector<std::vector<int>> groups;
@@ -118,12 +133,13 @@ class ActivationSource : public VectorSource {
 
 class TextSource : public VectorSource {
  public:
-  TextSource(LanguageModel& model, const std::string& model_sha256, KeyStage stage, PackedText text)
+  TextSource(LanguageModel& model, const std::string& model_sha256, PackedText text)
       : model_(model), text_(std::move(text)) {
     const ModelInfo& from = model.info();
     info_ = {from.name,
              model_sha256,
-             stage,
+             KeyStage::kPostRope,
+             from.rope,
              from.layers,
              from.kv_heads,
              from.head_dim,
@@ -150,6 +166,22 @@ class TextSource : public VectorSource {
     }
     return report::grouped(sequences) + " of " + report::grouped(text_.num_sequences()) +
            " evenly spread " + of;
+  }
+  std::vector<std::vector<std::int32_t>> sequences(std::int64_t tokens) const override {
+    const std::int64_t length = text_.sequence_length;
+    const std::int64_t count = tokens == 0 ? text_.num_sequences() : (tokens + length - 1) / length;
+    std::vector<std::vector<std::int32_t>> sequences;
+    for (const std::int64_t sequence : spread(text_.num_sequences(), count)) {
+      const auto first = text_.ids.begin() + sequence * length;
+      sequences.emplace_back(first, first + length_of(sequence));
+    }
+    return sequences;
+  }
+  std::vector<std::int32_t> positions(const std::int64_t* tokens, std::int64_t count) override {
+    std::vector<std::int32_t> positions;
+    for (std::int64_t i = 0; i < count; ++i)
+      positions.push_back(static_cast<std::int32_t>(tokens[i] % text_.sequence_length));
+    return positions;
   }
   std::vector<std::vector<int>> groups(const std::vector<int>& layers) const override {
     return {layers};
@@ -254,30 +286,17 @@ class TextSource : public VectorSource {
     for (std::size_t i = 0; i < layers.size(); ++i)
       for (const Kind kind : kBothKinds) {
         std::vector<float>& rows = pending_[2 * i + static_cast<std::size_t>(kind)];
-        if (kind == Kind::kKeys && info_.key_stage == KeyStage::kPreRope)
-          model_.info().rope.undo(
-              layers[i], rows.data(), info_.head_dim, positions().data(), count * info_.kv_heads);
         take(layers[i], kind, pending_tokens_.data(), count, rows.data());
         rows.clear();
       }
     pending_tokens_.clear();
   }
 
-  /// Of each pending row.
-  const std::vector<std::int32_t>& positions() {
-    positions_.clear();
-    for (const std::int64_t token : pending_tokens_)
-      positions_.insert(positions_.end(),
-                        static_cast<std::size_t>(info_.kv_heads),
-                        static_cast<std::int32_t>(token % text_.sequence_length));
-    return positions_;
-  }
-
   LanguageModel& model_;
   PackedText text_;
   Info info_;
   CacheBatch cache_;
-  std::vector<std::int32_t> ids_, positions_;
+  std::vector<std::int32_t> ids_;
   std::vector<std::int64_t> pending_tokens_;
   std::vector<std::vector<float>> pending_;  // [layer * 2 + kind], rows of the pending tokens
 };
@@ -323,6 +342,37 @@ std::vector<std::int64_t> spread(std::int64_t total, std::int64_t count) {
   return numbers;
 }
 
+void to_stage(VectorSource& source,
+              int layer,
+              const std::int64_t* tokens,
+              std::int64_t count,
+              KeyStage stage,
+              std::int32_t offset,
+              std::vector<float>& rows) {
+  const VectorSource::Info& info = source.info();
+  if (info.key_stage == stage && offset == 0) return;
+  if (!info.rope)
+    throw IoError(info.model + ": its data holds " + name_of(info.key_stage) +
+                  " keys and no RoPE to take them to " + name_of(stage) +
+                  (offset == 0 ? "" : " at other positions") +
+                  "; dump them again, or evaluate text through --model");
+  if (!info.rope->rotates()) return;
+  const std::vector<std::int32_t> of_tokens = source.positions(tokens, count);
+  std::vector<std::int32_t> from, to;  // of each row
+  for (const std::int32_t position : of_tokens) {
+    from.insert(from.end(), static_cast<std::size_t>(info.kv_heads), position);
+    to.insert(to.end(), static_cast<std::size_t>(info.kv_heads), position + offset);
+  }
+  const auto num_rows = static_cast<std::int64_t>(from.size());
+  // Moved keys take the way a cache would see them: off their old place, onto the new one.
+  if (info.key_stage == KeyStage::kPostRope)
+    info.rope->undo(layer, rows.data(), info.head_dim, from.data(), num_rows);
+  if (stage == KeyStage::kPostRope || offset != 0)
+    info.rope->apply(layer, rows.data(), info.head_dim, to.data(), num_rows);
+  if (stage == KeyStage::kPreRope && offset != 0)
+    info.rope->undo(layer, rows.data(), info.head_dim, to.data(), num_rows);
+}
+
 std::unique_ptr<VectorSource> open_activations(const DataSpec& spec) {
   return std::make_unique<ActivationSource>(spec.path);
 }
@@ -332,15 +382,14 @@ std::unique_ptr<VectorSource> open_text(const DataSpec& spec,
                                         LanguageModel& model,
                                         const std::string& model_sha256,
                                         const Tokenizer* tokenizer,
-                                        const PackOptions& packing,
-                                        KeyStage stage) {
+                                        const PackOptions& packing) {
   TextSpec text;
   text.name = spec.name;
   text.path = spec.path;
   text.field = field;
   text.is_token_ids = spec.is_token_ids;
   PackedText packed = read_packed(text, tokenizer, packing, model.info().vocab);
-  return std::make_unique<TextSource>(model, model_sha256, stage, std::move(packed));
+  return std::make_unique<TextSource>(model, model_sha256, std::move(packed));
 }
 
 }  // namespace lexico::apps

@@ -3,10 +3,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "lexico/kind.h"
+#include "lexico/rope.h"
 
 namespace lexico {
 class LanguageModel;
@@ -42,7 +44,8 @@ class VectorSource {
  public:
   struct Info {
     std::string model, model_sha256;
-    KeyStage key_stage = KeyStage::kPostRope;
+    KeyStage key_stage = KeyStage::kPostRope;  ///< of the keys that `read` hands over
+    std::optional<Rope> rope;                  ///< of the model, if it is known
     int num_layers = 0, kv_heads = 0, head_dim = 0;
     std::int64_t num_tokens = 0;
   };
@@ -60,6 +63,11 @@ class VectorSource {
   virtual std::string sampling(const std::vector<std::int64_t>& tokens) const = 0;
   /// About `count` tokens like `choose`, but from many places even where that costs more per token.
   virtual std::vector<std::int64_t> choose_widely(std::int64_t count) const = 0;
+  /// Where each of `tokens` is in its sequence. @throws IoError if the file does not know.
+  virtual std::vector<std::int32_t> positions(const std::int64_t* tokens, std::int64_t count) = 0;
+  /// The text itself: whole sequences, evenly spread, `tokens` tokens in all or somewhat more; 0:
+  /// all. Empty for activations.
+  virtual std::vector<std::vector<std::int32_t>> sequences(std::int64_t tokens) const = 0;
   /// Layers that are best read together: a file gives one at a time, a model all at once.
   virtual std::vector<std::vector<int>> groups(const std::vector<int>& layers) const = 0;
   /// @throws IoError naming the file, Interrupted.
@@ -68,17 +76,27 @@ class VectorSource {
                     const Take& take) = 0;
 };
 
+/// Takes keys of a source, rows [count * kv_heads, head_dim] in its own stage, to `stage`, in
+/// place, as if their sequences began `offset` positions later.
+/// @throws IoError if that takes a RoPE that the source does not know.
+void to_stage(VectorSource& source,
+              int layer,
+              const std::int64_t* tokens,
+              std::int64_t count,
+              KeyStage stage,
+              std::int32_t offset,
+              std::vector<float>& rows);
+
 /// @throws IoError as ActivationReader does.
 std::unique_ptr<VectorSource> open_activations(const DataSpec& spec);
 
 /// Runs `model` over the text when it is read, a few sequences at a time; nothing is kept on disk.
-/// Keys come out in `stage`. The model must outlive the source.
+/// Keys come out as the cache holds them. The model must outlive the source.
 std::unique_ptr<VectorSource> open_text(const DataSpec& spec,
                                         const std::string& field,
                                         LanguageModel& model,
                                         const std::string& model_sha256,
                                         const Tokenizer* tokenizer,
-                                        const PackOptions& packing,
-                                        KeyStage stage);
+                                        const PackOptions& packing);
 
 }  // namespace lexico::apps

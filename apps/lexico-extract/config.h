@@ -5,11 +5,12 @@
 #include <vector>
 
 #include "common/model_text.h"
+#include "common/ranks.h"
 
 namespace lexico::apps {
 
 /// The options of lexico-extract.
-struct ExtractConfig : ModelTextConfig {
+struct ExtractConfig : ModelTextConfig, RankConfig {
   std::vector<std::string> text, token_ids;
   std::string output, key_stage = "post_rope", dtype = "float16";
   int batch_size = 0, batch_tokens = 4096, threads = 0;
@@ -45,6 +46,7 @@ struct ExtractConfig : ModelTextConfig {
     visit("batch_size",
           self.batch_size,
           "sequences the model runs at a time; 0: as batch_tokens says");
+    RankConfig::for_each_field(self, visit);
     visit("resume",
           self.resume,
           "keep the finished shards of the same run in OUTPUT and make the others");

@@ -1,6 +1,7 @@
 // lexico-extract: runs a language model over text and writes the keys and values of its layers to
 // HDF5.
 #include <algorithm>
+#include <filesystem>
 #include <future>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -147,6 +148,22 @@ std::string verdict_of(const Plan& plan, const Output& output, const ExtractionR
          " of the time in the model's forward";
 }
 
+/// Shards of another rank that are not there yet, in words.
+std::string missing_shards(const Plan& plan, const Output& output, Ranks ranks, int rank) {
+  ranks.rank = rank;
+  std::string text;
+  int count = 0;
+  for (std::size_t shard = 0; shard < plan.shards.size(); ++shard) {
+    std::error_code error;
+    if (!ranks.owns(shard)) continue;
+    // One of another run, which --overwrite will replace, does not count.
+    if (std::filesystem::exists(output.file_of(shard), error) && output.is_of(plan, shard))
+      continue;
+    if (++count <= 3) text += (text.empty() ? "" : ", ") + output.file_of(shard);
+  }
+  return count > 3 ? text + " and " + std::to_string(count - 3) + " more" : text;
+}
+
 /// What was kept, and how to go on.
 std::string after_stop(const Plan& plan, const Output& output, const std::string& again) {
   if (output.is_one_file())
@@ -185,7 +202,9 @@ int run(int argc, char** argv) {
   config.validate();
   watch_stop_signals();
 
-  Output output(config);
+  const Ranks ranks = config.resolve();
+  if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
+  Output output(config, ranks);
   LanguageModel model(config.model, config.device, config.threads);
   std::future<std::string> model_sha256 =
       std::async(std::launch::async, sha256_of_file, config.model);  // minutes for a large one
@@ -195,9 +214,12 @@ int run(int argc, char** argv) {
       make_plan(config, model.info(), model_sha256.get(), corpus, again, output.is_one_file());
   if (plan.info.key_stage == KeyStage::kPreRope && !model.info().rope.rotates())
     log_info(config.model + " has no RoPE: its keys are the same at both stages");
-  if (config.dry_run) return print_plan(config, model, corpus, plan, output);
+  if (config.dry_run) return ranks.leads() ? print_plan(config, model, corpus, plan, output) : 0;
 
-  const std::vector<bool> finished = output.prepare(plan);
+  std::vector<bool> finished = output.prepare(plan);
+  const SignOfLife alive(output.path(), ranks);
+  for (std::size_t shard = 0; shard < finished.size(); ++shard)
+    if (!ranks.owns(shard)) finished[shard] = true;  // by another rank
   check_space(plan, output, finished);
   log_info(format_count(static_cast<double>(plan.num_tokens)) + " tokens in " +
            std::to_string(plan.sequences.size()) + " sequences of up to " +
@@ -211,6 +233,10 @@ int run(int argc, char** argv) {
   } catch (const Interrupted&) {
     throw Interrupted(after_stop(plan, output, again));
   }
+  if (!ranks.leads()) return 0;
+  wait_for_ranks(output.path(), ranks, config.rank_timeout, [&](int rank) {
+    return missing_shards(plan, output, ranks, rank);
+  });
   const std::string verdict = verdict_of(plan, output, result);
   if (!config.json) {
     std::cout << verdict << "\n";

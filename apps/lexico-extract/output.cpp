@@ -37,11 +37,15 @@ void make_folder(const fs::path& folder) {
 
 }  // namespace
 
-Output::Output(const ExtractConfig& config)
-    : path_(config.output),
+Output::Output(const ExtractConfig& config, const Ranks& ranks)
+    : ranks_(ranks),
+      path_(config.output),
       one_file_(fs::path(config.output).extension() == ".h5"),
-      resume_(config.resume),
+      resume_(config.resume || (ranks.many() && !config.overwrite)),
       overwrite_(config.overwrite) {
+  if (ranks.many() && one_file_)
+    throw InvalidArgument(path_ + ": one file cannot be shared by " + std::to_string(ranks.size) +
+                          " ranks; --output must be a folder");
   while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
   std::error_code error;
   const fs::file_status status = fs::status(path_, error);
@@ -70,6 +74,14 @@ std::string Output::file_of(std::size_t shard) const {
   return (fs::path(path_) / name.data()).string();
 }
 
+bool Output::is_of(const Plan& plan, std::size_t shard) const {
+  try {
+    return ActivationReader(file_of(shard)).info().plan_hash == plan.info.plan_hash;
+  } catch (const IoError&) {
+    return false;
+  }
+}
+
 bool Output::is_finished(const Plan& plan, std::size_t shard) const {
   const std::string file = file_of(shard);
   if (!fs::exists(file)) return false;
@@ -86,6 +98,24 @@ bool Output::is_finished(const Plan& plan, std::size_t shard) const {
   }
 }
 
+void Output::remove_old_shards(const Plan& plan) {
+  std::vector<fs::path> old;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path_)) {
+    const std::string name = entry.path().filename().string();
+    if (!is_shard_name(name)) continue;
+    // Every rank removes its own, the first one also those that the run has no more.
+    std::size_t shard = 0;
+    const bool numbered = std::sscanf(name.c_str(), "activations-%zu.", &shard) == 1;
+    const bool ours = numbered && shard < plan.shards.size() ? ranks_.owns(shard) : ranks_.leads();
+    if (ours) old.push_back(entry.path());
+  }
+  for (const fs::path& path : old) {
+    std::error_code error;
+    if (!fs::remove(path, error) && error)
+      throw ResourceError(path.string() + ": cannot be removed: " + error.message());
+  }
+}
+
 std::vector<bool> Output::prepare(const Plan& plan) {
   std::vector<bool> finished(plan.shards.size(), false);
   if (one_file_) {
@@ -96,15 +126,7 @@ std::vector<bool> Output::prepare(const Plan& plan) {
   make_folder(path_);
   if (resume_)
     for (std::size_t i = 0; i < finished.size(); ++i) finished[i] = is_finished(plan, i);
-  if (overwrite_) {
-    std::error_code error;
-    std::vector<fs::path> old;
-    for (const fs::directory_entry& entry : fs::directory_iterator(path_))
-      if (is_shard_name(entry.path().filename().string())) old.push_back(entry.path());
-    for (const fs::path& path : old)
-      if (!fs::remove(path, error) && error)
-        throw ResourceError(path.string() + ": cannot be removed: " + error.message());
-  }
+  if (overwrite_) remove_old_shards(plan);
   for (const fs::path& path : activation_files(path_)) {
     bool ours = false;
     for (std::size_t i = 0; i < finished.size() && !ours; ++i) ours = path == file_of(i);

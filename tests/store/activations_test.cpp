@@ -111,6 +111,51 @@ TEST(Activations, TheInfoComesBack) {
   EXPECT_TRUE(got.complete);
 }
 
+TEST(Activations, KeysComeInTheStageThatIsAskedFor) {
+  const TemporaryFolder folder;
+  ActivationInfo info = sample_info(55);
+  Rope rope;
+  rope.kind = "default";
+  rope.rotary_dim = 8;
+  rope.inverse_frequencies = {1.0, 0.3, 0.1, 0.01};
+  info.rope = rope.to_json();
+  for (const bool half : {true, false}) {
+    info.half = half;
+    write_sample(folder.file("a.h5"), info);
+    ActivationReader plain(folder.file("a.h5")), turned(folder.file("a.h5"));
+    turned.set_key_stage(KeyStage::kPreRope);
+    EXPECT_EQ(turned.info().key_stage, KeyStage::kPreRope);
+    constexpr std::int64_t kFirst = 32, kRows = 70;  // begins and ends within a token
+    const auto dim = static_cast<std::size_t>(info.head_dim);
+    std::vector<float> want(kRows * dim), got(want.size());
+    std::vector<std::int32_t> positions;
+    for (std::int64_t row = kFirst; row < kFirst + kRows; ++row)
+      positions.push_back(static_cast<std::int32_t>(row / info.kv_heads % 10));
+    plain.read(1, Kind::kKeys, kFirst, kRows, want.data());
+    rope.undo(1, want.data(), info.head_dim, positions.data(), kRows);
+    turned.read(1, Kind::kKeys, kFirst, kRows, got.data());
+    for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-6) << i;
+    if (half) {
+      std::vector<std::uint16_t> bits(want.size());
+      turned.read_half(1, Kind::kKeys, kFirst, kRows, bits.data());
+      store::to_float(bits.data(), bits.size(), got.data());
+      for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-3) << i;
+    }
+    plain.read(1, Kind::kValues, kFirst, kRows, want.data());
+    turned.read(1, Kind::kValues, kFirst, kRows, got.data());
+    EXPECT_EQ(got, want);
+    turned.set_key_stage(KeyStage::kPostRope);  // back again: as stored
+    plain.read(1, Kind::kKeys, kFirst, kRows, want.data());
+    turned.read(1, Kind::kKeys, kFirst, kRows, got.data());
+    EXPECT_EQ(got, want);
+  }
+  info.rope.clear();
+  write_sample(folder.file("a.h5"), info);
+  ActivationReader unknown(folder.file("a.h5"));
+  EXPECT_HAS(test::message_of<IoError>([&] { unknown.set_key_stage(KeyStage::kPreRope); }),
+             "no attribute 'rope'");
+}
+
 TEST(Activations, TokensComeBack) {
   const TemporaryFolder folder;
   write_sample(folder.file("a.h5"), sample_info(55));

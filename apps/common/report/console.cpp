@@ -144,6 +144,34 @@ std::string console_table(const EvaluationReport& report) {
   text += "\nMeans over layers\n";
   const Table summary = summary_table(report, has_in, has_out);
   for (std::size_t i = 0; i < summary.lines.size(); ++i) text += summary.text_of(i) + "\n";
+  if (!report.rates.empty()) {
+    text += "\nAt equal bits, after quantization: mean relative error, means over layers" +
+            std::string(has_in ? ", in domain" : "") + "\n";
+    for (const Kind kind : kBothKinds)
+      for (const std::string& coder : rate_coders(report)) {
+        const std::vector<RatePoint> line = rate_line(report, coder, kind, has_in);
+        if (line.empty()) continue;
+        std::vector<std::string> points;
+        for (const RatePoint& point : line)
+          points.push_back(table_error(point.error) + " at " + std::to_string(point.bits));
+        text += "  " + pad_right(name_of(kind), 7) + pad_right(coder, 26) + join(points, ", ") +
+                " bits\n";
+      }
+    for (const std::string& sentence : crossings(report)) text += "  " + sentence + "\n";
+  }
+  if (!report.cache_effects.empty()) {
+    text +=
+        "\nThe model with a compressed cache: perplexity (full " +
+        print("%.4g", report.cache_effects.front().full_perplexity) +
+        " on the first set), KL of the next token in nats; bytes per token and KV head, K + V\n";
+    for (const CacheEffectRow& row : report.cache_effects)
+      text += "  " + pad_right(row.dataset, 12) + pad_right(row.coder, 26) +
+              print("%6.1f bytes   perplexity %.5g   KL mean %.3g, p99 %.3g\n",
+                    row.bytes,
+                    row.perplexity,
+                    row.mean_kl,
+                    row.p99_kl);
+  }
   for (const std::string& note : report.notes) text += "\nNote: " + note;
   text += (report.notes.empty() ? "\n" : "\n\n") + verdict(report) + "\n";
   return text;

@@ -282,6 +282,114 @@ std::string against_bytes(const View& view) {
          legend(entries) + charts(panels);
 }
 
+std::string at_equal_bits(const View& view) {
+  const EvaluationReport& report = view.report;
+  const std::vector<std::string> coders = rate_coders(report);
+  std::vector<Panel> panels;
+  std::vector<std::pair<Style, std::string>> entries;
+  for (const Kind kind : kBothKinds) {
+    Panel panel;
+    panel.title = title_of(kind);
+    panel.description = "Mean relative error of the " + std::string(name_of(kind)) +
+                        " against bits per number, after quantization";
+    panel.x.label = "bits per number (fp16: 16)";
+    panel.y.label = "mean relative error, log scale";
+    panel.y.log = true;
+    for (std::size_t i = 0; i < coders.size(); ++i) {
+      Style style{color(static_cast<int>(i)), "", false, true, static_cast<int>(i) % 4, false, 3.4};
+      for (const bool in_domain : view.domains()) {
+        style.dashed = style.hollow = !in_domain;
+        Series series{coders[i], style, {}};
+        for (const RatePoint& point : rate_line(report, coders[i], kind, in_domain))
+          series.points.push_back({static_cast<double>(point.bits) / report.dim,
+                                   point.error,
+                                   print("%s, %s\n%s %s\n%d bits a vector",
+                                         coders[i].c_str(),
+                                         domain_name(in_domain),
+                                         name_of(kind),
+                                         table_error(point.error).c_str(),
+                                         point.bits)});
+        panel.series.push_back(series);
+        if (kind == Kind::kKeys && in_domain == view.domains().front())
+          entries.emplace_back(style, coders[i]);
+      }
+    }
+    panels.push_back(panel);
+  }
+  share_y(panels);
+  add_domains(view, entries);
+  std::string html =
+      tag("h2", "Error at equal bits") +
+      tag("p",
+          "After quantization: what a decoder gets back from the bits a vector takes, scales and "
+          "norms "
+          "included (dictionaries and other tables are not counted). Means over layers.",
+          "cap") +
+      legend(entries) + charts(panels);
+  std::string lines;
+  for (const std::string& sentence : crossings(report)) lines += tag("li", html_escape(sentence));
+  return html + tag("ul", lines);
+}
+
+std::string effect_on_the_model(const View& view) {
+  const EvaluationReport& report = view.report;
+  std::vector<Panel> panels;
+  std::vector<std::pair<Style, std::string>> entries;
+  std::vector<std::string> datasets, coders;
+  for (const CacheEffectRow& row : report.cache_effects) {
+    if (std::find(datasets.begin(), datasets.end(), row.dataset) == datasets.end())
+      datasets.push_back(row.dataset);
+    if (std::find(coders.begin(), coders.end(), row.coder) == coders.end())
+      coders.push_back(row.coder);
+  }
+  std::string table;
+  for (const std::string& dataset : datasets) {
+    Panel panel;
+    panel.title = dataset;
+    panel.description = "KL of the next-token distribution against bytes on " + dataset;
+    panel.x.label = print("bytes per token and KV head, K + V (fp16: %d)", 4 * report.dim);
+    panel.x.log = true;
+    panel.y.label = "mean KL of the next token, nats, log scale";
+    panel.y.log = true;
+    for (std::size_t i = 0; i < coders.size(); ++i) {
+      Series series{
+          coders[i],
+          {color(static_cast<int>(i)), "", false, true, static_cast<int>(i) % 4, false, 3.4},
+          {}};
+      for (const CacheEffectRow& row : report.cache_effects)
+        if (row.dataset == dataset && row.coder == coders[i])
+          series.points.push_back(
+              {row.bytes,
+               row.mean_kl,
+               print("%s, %.1f bytes\nKL mean %.3g, p99 %.3g\nperplexity %.5g (full %.5g)",
+                     coders[i].c_str(),
+                     row.bytes,
+                     row.mean_kl,
+                     row.p99_kl,
+                     row.perplexity,
+                     row.full_perplexity)});
+      std::sort(series.points.begin(), series.points.end(), [](const Point& a, const Point& b) {
+        return a.x < b.x;
+      });
+      if (dataset == datasets.front()) entries.emplace_back(series.style, coders[i]);
+      panel.series.push_back(series);
+    }
+    panels.push_back(panel);
+  }
+  share_y(panels);
+  const CacheEffectRow& first = report.cache_effects.front();
+  return tag("h2", "What it does to the model") +
+         tag("p",
+             print("Teacher-forced, with the cache compressed but for the last %d tokens%s: how "
+                   "far the "
+                   "distribution of the next token moves from that with the full cache.",
+                   first.recent_window,
+                   first.sink_tokens > 0 ? print(" and the first %d", first.sink_tokens).c_str()
+                                         : ""),
+             "cap") +
+         legend(entries) + charts(panels);
+}
+
 std::string side_by_side(const View& view) {
   const EvaluationReport& report = view.report;
   std::vector<Panel> panels;
@@ -683,8 +791,10 @@ std::string clean_utf8(const std::string& text) {
 std::string to_html(const EvaluationReport& report) {
   const View view(report);
   std::string body = header(view);
-  if (view.has_rows())
-    body += per_layer(view) + against_bytes(view) + side_by_side(view) + layer_tables(view);
+  if (view.has_rows()) body += per_layer(view) + against_bytes(view) + side_by_side(view);
+  if (!report.rates.empty()) body += at_equal_bits(view);
+  if (!report.cache_effects.empty()) body += effect_on_the_model(view);
+  if (view.has_rows()) body += layer_tables(view);
   if (report.training) body += training_part(report);
   body += data_table(report) + all_rows(report) + provenance(view);
   body += tag(

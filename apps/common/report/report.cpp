@@ -2,9 +2,12 @@
 // console.cpp, html.cpp.
 #include "common/report/report.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <system_error>
 
 #include "common/json_text.h"
@@ -45,7 +48,7 @@ bool fits(const EvaluationReport& report, const Row& row, const Query& query) {
   if (query.dataset && row.dataset != *query.dataset) return false;
   if (!query.in_domain) return true;
   const Dataset* dataset = find_dataset(report, row.dataset);
-  return dataset && dataset->in_domain == *query.in_domain;
+  return dataset && dataset->in_domain == *query.in_domain && dataset->position_offset == 0;
 }
 
 template <typename Value>
@@ -119,6 +122,97 @@ double mean_error(const EvaluationReport& report, const Query& query) {
 
 double mean_bytes(const EvaluationReport& report, const Query& query) {
   return published_bytes(mean_over(report, query, [](const Row& row) { return row.mean_atoms; }));
+}
+
+std::vector<RatePoint> rate_line(const EvaluationReport& report,
+                                 const std::string& coder,
+                                 Kind kind,
+                                 bool in_domain) {
+  std::map<int, std::map<int, std::pair<double, int>>> by_bits;  // bits, layer: sum and count
+  std::set<int> layers;
+  for (const Rate& rate : report.rates) {
+    if (rate.coder != coder || rate.kind != kind || rate.vectors == 0) continue;
+    const Dataset* dataset = find_dataset(report, rate.dataset);
+    if (!dataset || dataset->in_domain != in_domain || dataset->position_offset != 0) continue;
+    auto& [sum, count] = by_bits[rate.bits][rate.layer];
+    sum += rate.mean;
+    ++count;
+    layers.insert(rate.layer);
+  }
+  std::vector<RatePoint> line;
+  for (const auto& [bits, of_layers] : by_bits) {
+    if (of_layers.size() != layers.size()) continue;
+    double total = 0;
+    for (const auto& [layer, sum] : of_layers) total += sum.first / sum.second;
+    line.push_back({bits, total / static_cast<double>(layers.size())});
+  }
+  return line;
+}
+
+std::vector<std::string> rate_coders(const EvaluationReport& report) {
+  std::vector<std::string> names;
+  for (const Rate& rate : report.rates)
+    if (std::find(names.begin(), names.end(), rate.coder) == names.end())
+      names.push_back(rate.coder);
+  return names;
+}
+
+namespace {
+
+/// Whether a line belongs to a dictionary: its name begins with that of one.
+bool is_dictionary_line(const EvaluationReport& report, const std::string& line) {
+  return std::any_of(report.coders.begin(), report.coders.end(), [&](const Coder& coder) {
+    return coder.role == Coder::Role::kDictionary &&
+           (line == coder.name || line.rfind(coder.name + ", ", 0) == 0);
+  });
+}
+
+/// The error at `bits` by interpolation of its logarithm; NaN beyond the ends.
+double error_at(const std::vector<RatePoint>& line, double bits) {
+  for (std::size_t i = 0; i < line.size(); ++i) {
+    if (line[i].bits == bits) return line[i].error;
+    if (i + 1 < line.size() && line[i].bits < bits && bits < line[i + 1].bits) {
+      const double t = (bits - line[i].bits) / (line[i + 1].bits - line[i].bits);
+      return std::exp((1 - t) * std::log(line[i].error) + t * std::log(line[i + 1].error));
+    }
+  }
+  return std::nan("");
+}
+
+}  // namespace
+
+std::vector<std::string> crossings(const EvaluationReport& report) {
+  std::vector<std::string> sentences;
+  const std::vector<std::string> coders = rate_coders(report);
+  for (const Kind kind : kBothKinds)
+    for (const std::string& other : coders) {
+      if (is_dictionary_line(report, other)) continue;
+      const std::vector<RatePoint> theirs = rate_line(report, other, kind, true);
+      std::vector<std::string> parts;
+      std::vector<double> ratios;
+      for (const RatePoint& point : theirs) {
+        double best = std::nan("");
+        for (const std::string& own : coders)
+          if (is_dictionary_line(report, own))
+            best = std::fmin(best, error_at(rate_line(report, own, kind, true), point.bits));
+        if (!std::isfinite(best)) continue;
+        ratios.push_back(best / point.error);
+        parts.push_back(print("%.2fx at %s",
+                              best / point.error,
+                              short_number(static_cast<double>(point.bits) / report.dim).c_str()));
+      }
+      if (parts.empty()) continue;
+      const auto wins = std::count_if(ratios.begin(), ratios.end(), [](double r) { return r < 1; });
+      const std::string verdict = wins == static_cast<std::ptrdiff_t>(ratios.size())
+                                      ? "the dictionary wins everywhere"
+                                  : wins == 0 ? "the dictionary loses everywhere"
+                                              : print("the dictionary wins at %d of %zu rates",
+                                                      static_cast<int>(wins),
+                                                      ratios.size());
+      sentences.push_back(std::string(name_of(kind)) + " against " + other + ": " + verdict + " (" +
+                          join(parts, ", ") + " bits per number)");
+    }
+  return sentences;
 }
 
 double out_over_in(const EvaluationReport& report,
@@ -246,7 +340,8 @@ std::string to_json(const EvaluationReport& report) {
                                 {"tokens", dataset.tokens},
                                 {"vectors_per_layer_and_kind", dataset.vectors},
                                 {"not_finite", dataset.not_finite},
-                                {"sampling", dataset.sampling}});
+                                {"sampling", dataset.sampling},
+                                {"position_offset", dataset.position_offset}});
   json["summary"] = Json::array();
   for (const Coder& coder : report.coders)
     for (const int sparsity : report.sparsities)
@@ -264,6 +359,27 @@ std::string to_json(const EvaluationReport& report) {
                             {"mean_atoms", number(row.mean_atoms)},
                             {"bytes_per_vector", number(published_bytes(row.mean_atoms))},
                             {"vectors", row.vectors}});
+  json["rates"] = Json::array();
+  for (const Rate& rate : report.rates)
+    json["rates"].push_back({{"dataset", rate.dataset},
+                             {"layer", rate.layer},
+                             {"kind", name_of(rate.kind)},
+                             {"coder", rate.coder},
+                             {"bits_per_vector", rate.bits},
+                             {"mean", number(rate.mean)},
+                             {"vectors", rate.vectors}});
+  json["cache_effects"] = Json::array();
+  for (const CacheEffectRow& row : report.cache_effects)
+    json["cache_effects"].push_back({{"dataset", row.dataset},
+                                     {"coder", row.coder},
+                                     {"bytes_per_token_and_head", number(row.bytes)},
+                                     {"recent_window", row.recent_window},
+                                     {"sink_tokens", row.sink_tokens},
+                                     {"tokens", row.tokens},
+                                     {"full_perplexity", number(row.full_perplexity)},
+                                     {"perplexity", number(row.perplexity)},
+                                     {"mean_kl", number(row.mean_kl)},
+                                     {"p99_kl", number(row.p99_kl)}});
   if (report.training) json["training"] = training_json(*report.training);
   return apps::json_text(json, 1);
 }

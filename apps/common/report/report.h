@@ -31,7 +31,8 @@ struct Dataset {
   std::int64_t vectors = 0;  ///< measured per layer and kind, those that are not finite included
   std::int64_t not_finite =
       0;  ///< of them, over all layers and kinds, hold NaN or Inf: counted, left out of all errors
-  std::string sampling;  ///< in words: which vectors were measured
+  std::string sampling;     ///< in words: which vectors were measured
+  int position_offset = 0;  ///< its keys were moved this far; then it belongs to no domain's mean
 };
 
 /// One measurement.
@@ -45,6 +46,28 @@ struct Row {
          p99 = 0;         ///< relative error |x - D y| / |x|, before the weights are quantized
   double mean_atoms = 0;  ///< used per vector: `sparsity`, or less with a tolerance
   std::int64_t vectors = 0;
+};
+
+/// One measurement after quantization, at a number of bits that a vector really takes.
+struct Rate {
+  std::string dataset;
+  int layer = 0;
+  Kind kind = Kind::kKeys;
+  std::string coder;  ///< its line in the chart
+  int bits = 0;       ///< of one vector, scales and norms included
+  double mean = 0;    ///< relative error |x - x^| / |x|
+  std::int64_t vectors = 0;
+};
+
+/// What a compressed cache did to the model on one data set.
+struct CacheEffectRow {
+  std::string dataset, coder;
+  double bytes =
+      0;  ///< per token and KV head, keys and values together; the exact window is not in it
+  int recent_window = 0, sink_tokens = 0;
+  std::int64_t tokens = 0;  ///< predicted
+  double full_perplexity = 0, perplexity = 0;
+  double mean_kl = 0, p99_kl = 0;  ///< KL(full || compressed) of the next token, nats
 };
 
 struct TrainingPoint {
@@ -82,6 +105,8 @@ struct EvaluationReport {
   std::vector<Coder> coders;  ///< the first one is what verdict and charts are about
   std::vector<Dataset> datasets;
   std::vector<Row> rows;
+  std::vector<Rate> rates;                    ///< may be empty
+  std::vector<CacheEffectRow> cache_effects;  ///< may be empty
   std::vector<std::string>
       notes;  ///< warnings worth keeping: NaN vectors, a baseline that is missing and why
   std::vector<std::pair<std::string, std::string>>
@@ -102,6 +127,22 @@ double mean_error(const EvaluationReport& report, const Query& query);
 /// Atoms a vector uses on average (rows as above), and the bytes that takes in the published
 /// format.
 double mean_bytes(const EvaluationReport& report, const Query& query);
+
+/// A coder's errors against bits per vector, ascending: means over layers, in or out of domain
+/// (moved data sets aside). Only bits that all layers have.
+struct RatePoint {
+  int bits = 0;
+  double error = 0;
+};
+std::vector<RatePoint> rate_line(const EvaluationReport& report,
+                                 const std::string& coder,
+                                 Kind kind,
+                                 bool in_domain);
+/// The coders of `rates`, in the order of their first appearance.
+std::vector<std::string> rate_coders(const EvaluationReport& report);
+/// Where the lowest lines of dictionaries cross those of the other coders, one sentence per kind,
+/// in domain.
+std::vector<std::string> crossings(const EvaluationReport& report);
 
 /// Out-of-domain over in-domain mean error. NaN without either.
 double out_over_in(const EvaluationReport& report,

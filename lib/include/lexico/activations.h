@@ -52,6 +52,12 @@ class ActivationReader {
   const std::vector<std::string>& files() const;
   std::int64_t num_rows() const;  ///< of each layer and kind, over all shards
 
+  /// Keys come in this stage from now on, whatever the files hold; info() says so too. Rotating
+  /// costs little, and a float16 is rounded once more. What `query_second_moment` gives stays in
+  /// the files' own frame.
+  /// @throws IoError if that takes a RoPE and positions, and the files have none.
+  void set_key_stage(KeyStage stage);
+
   /// Copies rows [first, first + count) as float32 to `out` [count, head_dim].
   /// @throws IoError if the file cannot be read there; InvalidArgument if the range or the layer is
   /// out of bounds.
@@ -74,6 +80,8 @@ class ActivationReader {
   std::vector<float> query_second_moment(int layer);
 
  private:
+  void rotate(int layer, std::int64_t first, std::int64_t count, float* rows);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -51,18 +51,26 @@ class Evaluator {
   /// RelativeErrors does.
   Evaluator(std::vector<int> sparsities, EncodeOptions options);
 
-  /// Measures with these atoms from now on; the dictionary must outlive their use.
+  /// Measures with this dictionary from now on, its transform included; it must outlive its use.
   /// @throws InvalidArgument if it has fewer atoms or dimensions than the largest sparsity.
   void use(const Dictionary& dictionary);
   /// Adds the errors of `vectors` [num_vectors, dim] to `errors`, whose sparsities must be this
-  /// evaluator's.
-  void measure(const float* vectors, std::int64_t num_vectors, RelativeErrors& errors);
+  /// evaluator's. Vectors are as the dictionary's key stage has them; the first one belongs to KV
+  /// head `first_head`, and so on in turn.
+  void measure(const float* vectors,
+               std::int64_t num_vectors,
+               RelativeErrors& errors,
+               int first_head = 0);
 
  private:
+  void measure_batch(const float* vectors, std::int64_t count, int head, RelativeErrors& errors);
+
   std::vector<int> sparsities_;
   Encoder encoder_;
   SparseCodes codes_;
-  int dim_ = 0;
+  const Dictionary* dictionary_ = nullptr;
+  std::vector<float> frame_, back_;
+  std::vector<std::int32_t> budgets_;
 };
 
 /// All of it in one call: the errors of `vectors` [num_vectors, dim] at each of `sparsities`

@@ -83,36 +83,77 @@ Evaluator::Evaluator(std::vector<int> sparsities, EncodeOptions options)
 
 void Evaluator::use(const Dictionary& dictionary) {
   encoder_.set_atoms(dictionary.atoms.data(), 1, dictionary.num_atoms, dictionary.dim);
-  dim_ = dictionary.dim;
+  dictionary_ = &dictionary;
 }
 
-void Evaluator::measure(const float* vectors, std::int64_t num_vectors, RelativeErrors& errors) {
-  if (dim_ == 0) detail::throw_invalid(kName, ": measure() before use()");
+void Evaluator::measure(const float* vectors,
+                        std::int64_t num_vectors,
+                        RelativeErrors& errors,
+                        int first_head) {
+  if (dictionary_ == nullptr) detail::throw_invalid(kName, ": measure() before use()");
   if (errors.sparsities_ != sparsities_)
     detail::throw_invalid(kName, ": errors were made for other sparsities");
+  const int heads = dictionary_->transform.heads;
+  for (std::int64_t first = 0; first < num_vectors; first += kBatch)
+    measure_batch(vectors + first * dictionary_->dim,
+                  std::min(kBatch, num_vectors - first),
+                  static_cast<int>((first_head + first) % heads),
+                  errors);
+}
+
+void Evaluator::measure_batch(const float* vectors,
+                              std::int64_t count,
+                              int head,
+                              RelativeErrors& errors) {
+  const int dim = dictionary_->dim;
+  const Transform& transform = dictionary_->transform;
+  const float* framed = vectors;
+  if (!transform.is_identity()) {
+    frame_.assign(vectors, vectors + count * dim);
+    transform.forward(frame_.data(), count, dim, head);
+    framed = frame_.data();
+  }
+  encoder_.encode(framed, count, codes_, /*with_curve=*/true);
   const auto stride = static_cast<std::size_t>(sparsities_.back());
-  for (std::int64_t first = 0; first < num_vectors; first += kBatch) {
-    const std::int64_t count = std::min(kBatch, num_vectors - first);
-    const float* batch = vectors + first * dim_;
-    encoder_.encode(batch, count, codes_, /*with_curve=*/true);
+  for (std::int64_t b = 0; b < count; ++b) {
+    const auto at = static_cast<std::size_t>(b);
+    if (std::isnan(codes_.residual_norms[at])) {
+      ++errors.num_not_finite_;
+      continue;
+    }
+    const double length = norm(vectors + b * dim, dim);
+    for (std::size_t i = 0; i < sparsities_.size(); ++i) {
+      const int s = sparsities_[i];
+      errors.atoms_[i] += std::min(s, codes_.counts[at]);
+      if (!transform.map.empty()) continue;
+      // A signal without atoms (zero, or within the tolerance at once) has no curve: its residual
+      // is itself.
+      const double residual = codes_.counts[at] == 0
+                                  ? codes_.residual_norms[at]
+                                  : codes_.curve[at * stride + static_cast<std::size_t>(s - 1)];
+      errors.errors_[i].push_back(static_cast<float>(residual / (length + kEpsilon)));
+    }
+  }
+  if (transform.map.empty()) return;
+  // Lengths in the frame are others: what comes back is compared, at each sparsity.
+  for (std::size_t i = 0; i < sparsities_.size(); ++i) {
+    budgets_.assign(static_cast<std::size_t>(count), sparsities_[i]);
+    encoder_.encode(framed, count, codes_, /*with_curve=*/false, budgets_.data());
+    back_.assign(static_cast<std::size_t>(count * dim), 0.0f);
+    for (std::int64_t b = 0; b < count; ++b)
+      for (int k = 0; k < codes_.counts[static_cast<std::size_t>(b)]; ++k) {
+        const auto slot = static_cast<std::size_t>(b) * stride + static_cast<std::size_t>(k);
+        const float* atom = dictionary_->atoms.data() + std::ptrdiff_t{codes_.indices[slot]} * dim;
+        for (int d = 0; d < dim; ++d)
+          back_[static_cast<std::size_t>(b * dim + d)] += codes_.weights[slot] * atom[d];
+      }
+    transform.backward(back_.data(), count, dim, head);
     for (std::int64_t b = 0; b < count; ++b) {
-      const auto at = static_cast<std::size_t>(b);
-      if (std::isnan(codes_.residual_norms[at])) {
-        ++errors.num_not_finite_;
-        continue;
-      }
-      const double length = norm(batch + b * dim_, dim_);
-      for (std::size_t i = 0; i < sparsities_.size(); ++i) {
-        const int s = sparsities_[i];
-        // A signal without atoms (zero, or within the tolerance at once) has no curve: its residual
-        // is itself.
-        const int used = std::min(s, codes_.counts[at]);
-        const double residual = codes_.counts[at] == 0
-                                    ? codes_.residual_norms[at]
-                                    : codes_.curve[at * stride + static_cast<std::size_t>(s - 1)];
-        errors.errors_[i].push_back(static_cast<float>(residual / (length + kEpsilon)));
-        errors.atoms_[i] += used;
-      }
+      if (std::isnan(codes_.residual_norms[static_cast<std::size_t>(b)])) continue;
+      const float* x = vectors + b * dim;
+      float* y = back_.data() + b * dim;
+      for (int d = 0; d < dim; ++d) y[d] = x[d] - y[d];
+      errors.errors_[i].push_back(static_cast<float>(norm(y, dim) / (norm(x, dim) + kEpsilon)));
     }
   }
 }

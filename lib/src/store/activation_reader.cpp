@@ -18,6 +18,7 @@
 #include "heap_check.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
+#include "lexico/rope.h"
 
 namespace lexico {
 namespace {
@@ -185,6 +186,12 @@ struct ActivationReader::Impl {
 
   ActivationInfo info;
   std::vector<std::string> files;
+  KeyStage stored_stage = KeyStage::kPostRope;
+  void read_stored(int layer, Kind kind, std::int64_t first, std::int64_t count, float* out);
+  void read_stored_half(
+      int layer, Kind kind, std::int64_t first, std::int64_t count, std::uint16_t* out);
+  Rope rope;
+  std::vector<std::int32_t> positions;
   std::vector<Shard> shards;
   std::map<std::size_t, OpenShard> open;
   std::uint64_t clock = 0;
@@ -362,6 +369,7 @@ ActivationReader::ActivationReader(const std::string& file_folder_or_glob)
     tokens += own.num_tokens;
   }
   self.info.num_tokens = tokens;
+  self.stored_stage = self.info.key_stage;
   if (std::filesystem::is_directory(file_folder_or_glob))
     self.check_whole(file_folder_or_glob, infos);
 }
@@ -377,28 +385,66 @@ std::int64_t ActivationReader::num_rows() const {
 }
 bool ActivationReader::is_half() const { return impl_->info.half; }
 
+void ActivationReader::set_key_stage(KeyStage stage) {
+  Impl& self = *impl_;
+  if (stage == self.info.key_stage) return;
+  const std::string& file = self.files.front();
+  if (self.info.rope.empty())
+    throw IoError(file + ": holds " + name_of(self.stored_stage) +
+                  " keys and no attribute 'rope' to take them to " + name_of(stage) +
+                  "; dump them again");
+  self.rope =
+      Rope::parse(self.info.rope, file + ": rope: ", self.info.head_dim, self.info.num_layers);
+  std::int32_t position = 0;
+  if (self.rope.rotates() && self.info.num_tokens > 0)
+    read_tokens(0, 1, nullptr, &position, nullptr);
+  self.info.key_stage = stage;
+}
+
 void ActivationReader::read(
     int layer, Kind kind, std::int64_t first, std::int64_t count, float* out) {
+  impl_->read_stored(layer, kind, first, count, out);
+  if (kind == Kind::kKeys && impl_->info.key_stage != impl_->stored_stage)
+    rotate(layer, first, count, out);
+}
+
+void ActivationReader::rotate(int layer, std::int64_t first, std::int64_t count, float* rows) {
   Impl& self = *impl_;
-  self.check_layer(layer);
-  if (!self.info.half) {
+  if (!self.rope.rotates() || count <= 0) return;
+  const std::int64_t heads = self.info.kv_heads, first_token = first / heads,
+                     last_token = (first + count - 1) / heads;
+  std::vector<std::int32_t> of_tokens(static_cast<std::size_t>(last_token - first_token + 1));
+  read_tokens(first_token, last_token - first_token + 1, nullptr, of_tokens.data(), nullptr);
+  self.positions.clear();
+  for (std::int64_t row = first; row < first + count; ++row)
+    self.positions.push_back(of_tokens[static_cast<std::size_t>(row / heads - first_token)]);
+  if (self.info.key_stage == KeyStage::kPreRope)
+    self.rope.undo(layer, rows, self.info.head_dim, self.positions.data(), count);
+  else
+    self.rope.apply(layer, rows, self.info.head_dim, self.positions.data(), count);
+}
+
+void ActivationReader::Impl::read_stored(
+    int layer, Kind kind, std::int64_t first, std::int64_t count, float* out) {
+  check_layer(layer);
+  if (!info.half) {
     const Hdf5Session session;
-    self.read_vectors(layer, kind, first, count, H5T_IEEE_F32LE, sizeof(float), out);
+    read_vectors(layer, kind, first, count, H5T_IEEE_F32LE, sizeof(float), out);
     return;
   }
   // HDF5 converts half 50 times slower than we do: read in pieces that stay in the cache, then
   // convert.
   constexpr std::int64_t kPiece = 8 * store::kChunkRows;
-  const auto dim = static_cast<std::size_t>(self.info.head_dim);
+  const auto dim = static_cast<std::size_t>(info.head_dim);
   if (count <= 0) {
-    read_half(layer, kind, first, count, nullptr);  // only checks the range
+    read_stored_half(layer, kind, first, count, nullptr);  // only checks the range
     return;
   }
-  self.scratch.resize(static_cast<std::size_t>(std::min(count, kPiece)) * dim);
+  scratch.resize(static_cast<std::size_t>(std::min(count, kPiece)) * dim);
   for (std::int64_t done = 0; done < count; done += kPiece) {
     const std::int64_t rows = std::min(kPiece, count - done);
-    read_half(layer, kind, first + done, rows, self.scratch.data());
-    store::to_float(self.scratch.data(),
+    read_stored_half(layer, kind, first + done, rows, scratch.data());
+    store::to_float(scratch.data(),
                     static_cast<std::size_t>(rows) * dim,
                     out + static_cast<std::size_t>(done) * dim);
   }
@@ -410,8 +456,19 @@ void ActivationReader::read_half(
   self.check_layer(layer);
   if (!self.info.half)
     detail::throw_invalid(self.files.front(), ": stores float32, read_half is for float16");
+  if (kind == Kind::kValues || self.info.key_stage == self.stored_stage || count <= 0) {
+    self.read_stored_half(layer, kind, first, count, out);
+    return;
+  }
+  std::vector<float> rows(static_cast<std::size_t>(count * self.info.head_dim));
+  read(layer, kind, first, count, rows.data());
+  store::to_half(rows.data(), rows.size(), out);
+}
+
+void ActivationReader::Impl::read_stored_half(
+    int layer, Kind kind, std::int64_t first, std::int64_t count, std::uint16_t* out) {
   const Hdf5Session session;
-  self.read_vectors(layer, kind, first, count, self.half.get(), sizeof(std::uint16_t), out);
+  read_vectors(layer, kind, first, count, half.get(), sizeof(std::uint16_t), out);
 }
 
 void ActivationReader::read_tokens(std::int64_t first,

@@ -320,6 +320,77 @@ def test_resume_makes_a_damaged_shard_again_and_refuses_another_run(slow, tmp_pa
 # --- Bad input ---------------------------------------------------------------------------------------------------------
 
 
+SHARDS = ["--shard-vectors", 160]
+
+
+@pytest.fixture(scope="module")
+def alone(both, tmp_path_factory):
+    """What one process writes."""
+    folder = tmp_path_factory.mktemp("alone") / "shards"
+    run(*both, *SHARDS, "-o", folder)
+    assert len(list(folder.iterdir())) >= 5
+    return comparable(folder)
+
+
+def launchers():
+    yield "torchrun", lambda rank: {"RANK": str(rank), "WORLD_SIZE": "3"}
+    yield "srun", lambda rank: {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "7"}
+    yield "mpirun", lambda rank: {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "3"}
+
+
+def start(arguments, environment):
+    return subprocess.Popen([EXTRACT, *map(str, arguments)], env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", [name for name, _ in launchers()])
+def test_ranks_share_out_the_shards(both, alone, tmp_path, launcher):
+    of_rank = dict(launchers())[launcher]
+    arguments = [*both, *SHARDS, "-o", tmp_path / "out"]
+    processes = [start(arguments, of_rank(rank)) for rank in (1, 2, 0)]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert said[0] == said[1] == ("", "") and "wrote" in said[2][0]  # only rank 0 speaks
+    assert comparable(tmp_path / "out") == alone
+    assert len(list((tmp_path / "out").iterdir())) == len(alone)  # and nothing else is left there
+
+
+def test_a_rank_that_never_comes_is_named_and_a_resumed_run_completes(both, alone, tmp_path):
+    arguments = [*both, *SHARDS, "-o", tmp_path / "out", "--num-ranks", 2, "--rank-timeout", 1, "--rank"]
+    done = run(*arguments, 0, code=75)
+    assert "rank 1 of 2 was never heard of, missing: " in done.stderr and "activations-00001.h5" in done.stderr, done.stderr
+    run(*arguments, 1)
+    run(*arguments, 0, "--resume")
+    assert comparable(tmp_path / "out") == alone
+
+
+def test_a_killed_rank_is_named(slow, tmp_path):
+    arguments = [*slow[0], "-o", tmp_path / "out", "--num-ranks", 2, "--rank-timeout", 3, "--rank"]
+    other = start([*arguments, 1], {})
+    first = start([*arguments, 0], {})
+    deadline = time.time() + 30
+    while not (tmp_path / "out" / ".rank-00001.alive").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    time.sleep(1.2)
+    other.kill()
+    other.communicate()
+    text = first.communicate(timeout=60)[1]
+    assert first.returncode == 75 and "rank 1 of 2" in text and "missing: " in text, text
+
+
+def test_ranks_that_make_no_sense_are_refused(both, tmp_path):
+    base = [*both, "-o", tmp_path / "out"]
+    for arguments, environment, message in (
+        (["--rank", 2, "--num-ranks", 2], {}, "rank is 2 of 2"),
+        (["--rank", 1], {}, "--rank and --num-ranks go together"),
+        ([], {"RANK": "x", "WORLD_SIZE": "2"}, "environment variable RANK is 'x'"),
+        ([], {"RANK": "3", "WORLD_SIZE": "2"}, "rank is 3 of 2 (torchrun"),
+        (["--rank-timeout", 0], {}, "rank_timeout is 0"),
+    ):
+        fails(2, message, *base, *arguments, env={**os.environ, **environment})
+    fails(2, "one file cannot be shared by 2 ranks", *both, "-o", tmp_path / "out.h5", "--rank", 0, "--num-ranks", 2)
+
+
 def test_help_version_and_print_config():
     text = run("--help").stdout
     assert "--max-vectors" in text and "Exit codes" in text
