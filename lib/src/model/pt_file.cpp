@@ -13,6 +13,11 @@ void write_dictionaries_pt(const DictionarySet& set, const std::string& path) {
   const int layers = static_cast<int>(set.layers().size());
   if (set.key_stage != KeyStage::kPostRope)
     throw InvalidArgument(path + ": the published layout has no place for the key stage pre_rope");
+  for (const Dictionary& d : set.dictionaries)
+    if (d.head != Dictionary::kAllHeads)
+      throw InvalidArgument(
+          path + ": the published layout has no place for dictionaries of single heads, as the " +
+          name_of(d.kind) + " of layer " + std::to_string(d.layer) + " have");
   for (int layer = 0; layer < layers; ++layer)
     for (Kind kind : kBothKinds) {
       const Dictionary* d = set.find(layer, kind);
@@ -24,6 +29,10 @@ void write_dictionaries_pt(const DictionarySet& set, const std::string& path) {
         throw InvalidArgument(path + ": the published layout needs dictionaries of one shape");
     }
   if (layers == 0) throw InvalidArgument(path + ": no dictionaries to write");
+  for (const Dictionary& d : set.dictionaries)
+    if (!d.transform.is_identity())
+      throw InvalidArgument(path + ": the published layout has no place for the transform of the " +
+                            name_of(d.kind) + " of layer " + std::to_string(d.layer));
   const Dictionary& like = set.dictionaries.front();
   torch::Tensor all = torch::empty({2 * layers, like.dim, like.num_atoms});
   for (int layer = 0; layer < layers; ++layer)
