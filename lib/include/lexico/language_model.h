@@ -20,6 +20,7 @@ struct ModelInfo {
   Rope rope;
   std::string tokenizer_sha256;  ///< empty: not known
   bool has_queries = false;      ///< the file also has the method `queries`
+  bool has_step = false;         ///< the file also has the method `step`
 };
 
 /// Reads the text of a `lexico.json`; keys it does not know are left aside.
@@ -34,6 +35,16 @@ struct CacheBatch {
   std::vector<float> keys, values;
   std::vector<float> queries;  ///< empty, or [layers, batch, heads, length, head_dim], after RoPE
 };
+
+/// What one `step` gives: of the new tokens only.
+struct StepResult {
+  std::vector<float> logits;  ///< [batch, length, vocab]
+  CacheBatch cache;           ///< keys and values, no queries
+};
+
+namespace detail {
+struct LanguageModelImpl;
+}
 
 /// A TorchScript language model written by tools/export_model.py. libtorch stays behind this
 /// header.
@@ -59,9 +70,25 @@ class LanguageModel {
                bool with_queries,
                CacheBatch& out);
 
+  /// Reads `length` new tokens after a past that may be approximated: attention sees the past's
+  /// vectors as they are given, the new tokens' own exactly.
+  /// @param ids   [batch, length], at positions past.length ..; past.length + length <=
+  ///              max_positions.
+  /// @param past  of all tokens before, keys after RoPE; length 0: there is none.
+  /// @throws InvalidArgument if an id is out of bounds or the past has another shape (names both);
+  ///         IoError if the model has no method `step`, fails, or returns other shapes than its
+  ///         lexico.json promises; ResourceError if memory does not suffice.
+  void step(const std::int32_t* ids,
+            std::int64_t batch,
+            std::int64_t length,
+            const CacheBatch& past,
+            StepResult& out);
+
+  /// For the library's own use (lib/src/model/language_model_impl.h).
+  const detail::LanguageModelImpl& impl() const { return *impl_; }
+
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<detail::LanguageModelImpl> impl_;
 };
 
 /// Adds to `sums` [layers, kv_heads, head_dim, head_dim] the q q^T of all tokens and of all query

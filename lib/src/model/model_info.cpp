@@ -49,6 +49,7 @@ ModelInfo parse_model_info(const std::string& text, const std::string& file) {
     if (!method.is_string()) fields.refuse("methods", "a list of names");
     has_forward |= method == "forward";
     info.has_queries |= method == "queries";
+    info.has_step |= method == "step";
   }
   if (!has_forward) fields.refuse("methods", "a list with \"forward\"");
   return info;

@@ -1,0 +1,496 @@
+// Top-k sparse autoencoders. Gradients are written out: every vector touches s latents only, so
+// that the kernels of the dictionary trainer serve here too.
+#include "lexico/sparse_autoencoder.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <optional>
+
+#include "check.h"
+#include "core/random.h"
+#include "lexico/error.h"
+#include "lexico/trainer.h"
+#include "training/sparse_ops.h"
+
+namespace lexico {
+namespace {
+
+using detail::throw_invalid;
+using torch::Tensor;
+
+constexpr std::int64_t kHeldOut = 8192;  // vectors of each stream
+constexpr std::uint64_t kRevived = 11;   // what a random stream is for
+constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
+constexpr double kWarmup = 0.05;  // of the steps
+constexpr int kReviveAfter = 20;  // a latent is dead when none of the last 20 N vectors took it
+constexpr int kReviveEverySteps = 16;
+constexpr double kReviveUntil = 0.8;         // of the run, as for atoms
+constexpr std::int64_t kEncodeBlock = 4096;  // bounds the [block, N] activations
+constexpr float kMostEnergy = 1e30f;         // of a vector: sums of squares stay finite
+
+torch::Device device_from(const std::string& name) {
+  try {
+    const torch::Device device(name == "auto" ? (torch::cuda::is_available() ? "cuda" : "cpu")
+                                              : name);
+    if (device.is_cpu() || (device.is_cuda() && torch::cuda::is_available() &&
+                            device.index() < static_cast<int>(torch::cuda::device_count())))
+      return device;
+  } catch (const c10::Error&) {  // no device's name
+  }
+  throw_invalid("device is '", name, "', must be auto, cpu, or a GPU that is there");
+}
+
+Tensor unit_rows(const Tensor& rows) { return rows / rows.norm(2, -1, true).clamp_min(1e-30); }
+
+struct Chosen {
+  Tensor indices;  // [B, s] int64
+  Tensor weights;  // [B, s], 0: none
+};
+
+/// The `sparsity` activations that stay, of z [B, N].
+Chosen choose(const Tensor& z, std::int64_t sparsity, bool is_signed) {
+  const Tensor indices = std::get<1>(torch::topk(is_signed ? z.abs() : z, sparsity, 1, true, true));
+  const Tensor weights = z.gather(1, indices);
+  return {indices, is_signed ? weights : weights.clamp_min(0)};
+}
+
+/// A parameter with its Adam moments (Kingma and Ba, arXiv:1412.6980).
+struct Parameter {
+  Tensor value, first, second;
+
+  explicit Parameter(const Tensor& start)
+      : value(start.contiguous().clone()),
+        first(torch::zeros_like(value)),
+        second(torch::zeros_like(value)) {}
+
+  void adam_step(const Tensor& gradient, double rate, std::int64_t step) {
+    const auto t = static_cast<double>(step);
+    first.mul_(kBeta1).add_(gradient, 1.0 - kBeta1);
+    second.mul_(kBeta2).addcmul_(gradient, gradient, 1.0 - kBeta2);
+    const Tensor scale = (second / (1.0 - std::pow(kBeta2, t))).sqrt_().add_(kEpsilon);
+    value.addcdiv_(first, scale, -rate / (1.0 - std::pow(kBeta1, t)));
+  }
+  /// Row n of dictionary p starts anew.
+  void replace(std::int64_t p, std::int64_t n, const Tensor& row) {
+    value[p][n].copy_(row);
+    first[p][n].zero_();
+    second[p][n].zero_();
+  }
+};
+
+/// Vectors as the network sees them: without their mean, mean square norm 1.
+struct Normalization {
+  Tensor mean;   // [P, 1, m]
+  Tensor scale;  // [P, 1, 1]
+};
+
+/// Vectors of a stream on the device, those with NaN or Inf marked.
+class Batches {
+ public:
+  Batches(VectorStream& stream, torch::Device device) : stream_(stream), device_(device) {}
+
+  /// @param good  [P, count] bool: finite. Others are zero in the result [P, count, m].
+  Tensor next(std::int64_t count, Tensor& good) {
+    Tensor x = torch::empty({stream_.num_dictionaries(), count, stream_.dim()});
+    stream_.next(count, x.data_ptr<float>());
+    good = x.square().sum(2) < kMostEnergy;
+    const Tensor counts = good.sum(1);
+    for (std::int64_t p = 0; p < x.size(0); ++p)
+      if (counts[p].item<std::int64_t>() == 0)
+        throw IoError("stream " + std::to_string(p) +
+                      ": every vector of a batch holds NaN or Inf, or is too large to square");
+    x.masked_fill_(good.logical_not().unsqueeze(2), 0.0f);
+    good = good.to(device_);
+    return x.to(device_);
+  }
+
+ private:
+  VectorStream& stream_;
+  torch::Device device_;
+};
+
+class Training {
+ public:
+  /// @param samples  [P, >= N, m], normalized: directions to start from.
+  Training(const SparseAutoencoderConfig& config,
+           bool is_signed,
+           const Normalization& normalization,
+           const Tensor& samples)
+      : config_(config),
+        is_signed_(is_signed),
+        normalization_(normalization),
+        decoder_(unit_rows(samples.narrow(1, 0, config.num_latents))),
+        encoder_(decoder_.value),
+        bias_(torch::zeros({samples.size(0), config.num_latents}, samples.options())),
+        center_(torch::zeros({samples.size(0), samples.size(2)}, samples.options())),
+        last_used_(torch::zeros({samples.size(0), config.num_latents},
+                                samples.options().dtype(torch::kLong))),
+        ops_({config.sparsity, 0.0f, {}, config.threads}, samples.device()) {}
+
+  std::int64_t num_steps() const {
+    return (config_.vectors + config_.batch_size - 1) / config_.batch_size;
+  }
+
+  /// @param x  [P, B, m], @param good  [P, B]. @returns the mean relative error before the step.
+  double step(const Tensor& x, const Tensor& good) {
+    const std::int64_t P = x.size(0), B = x.size(1), s = config_.sparsity;
+    const Tensor normalized = (x - normalization_.mean) / normalization_.scale;
+    const Tensor lengths = x.norm(2, 2, true) / normalization_.scale;  // of x, not of x - mean
+    detail::CodedBatch to_decoder{torch::empty({P, B, s}, x.options().dtype(torch::kInt32)),
+                                  torch::empty({P, B, s}, x.options()),
+                                  torch::empty_like(x)};
+    detail::CodedBatch to_encoder{
+        to_decoder.indices, torch::empty({P, B, s}, x.options()), torch::empty_like(x)};
+    Tensor to_bias = torch::zeros_like(bias_.value), to_center = torch::zeros_like(center_.value);
+    Tensor residual = torch::empty_like(x);  // x_hat - x
+    for (std::int64_t p = 0; p < P; ++p) {
+      const Tensor centered = normalized[p] - center_.value[p];
+      const Chosen chosen =
+          choose(torch::addmm(bias_.value[p], centered, encoder_.value[p].t()), s, is_signed_);
+      const Tensor rows =
+          decoder_.value[p].index_select(0, chosen.indices.reshape({-1})).view({B, s, -1});
+      residual[p] = (torch::bmm(chosen.weights.unsqueeze(1), rows).squeeze(1) - centered)
+                        .masked_fill_(good[p].logical_not().unsqueeze(1), 0.0f);
+      const Tensor of_output = residual[p] * loss_weights(normalized[p], lengths[p]);
+      Tensor of_latents = torch::bmm(rows, of_output.unsqueeze(2)).squeeze(2);
+      if (!is_signed_) of_latents *= chosen.weights > 0;
+      const Tensor flat = chosen.indices.reshape({-1});
+      to_bias[p].index_add_(0, flat, of_latents.reshape({-1}));
+      to_center[p] = of_output.sum(0) - encoder_.value[p].t().mv(to_bias[p]);
+      last_used_[p].index_fill_(
+          0, flat.masked_select(chosen.weights.reshape({-1}) != 0), done_ + 1);
+      to_decoder.indices[p] = chosen.indices.to(torch::kInt32);
+      to_decoder.weights[p] = chosen.weights;
+      to_decoder.residual[p] = of_output;
+      to_encoder.weights[p] = of_latents;
+      to_encoder.residual[p] = centered;
+    }
+    Tensor of_decoder = ops_.gradient(decoder_.value, to_decoder, 1.0);
+    of_decoder -= (of_decoder * decoder_.value).sum(2, true) * decoder_.value;
+    const Tensor of_encoder = ops_.gradient(encoder_.value, to_encoder, 1.0);
+    const double rate = learning_rate();
+    ++done_;
+    decoder_.adam_step(of_decoder, rate, done_);
+    encoder_.adam_step(of_encoder, rate, done_);
+    bias_.adam_step(to_bias, rate, done_);
+    center_.adam_step(to_center, rate, done_);
+    decoder_.value /= decoder_.value.norm(2, 2, true);
+    revive(residual);
+    const Tensor errors = residual.norm(2, 2) / (lengths.squeeze(2) + 1e-8);
+    return (errors.sum(torch::kFloat64) / good.sum()).item<double>();
+  }
+
+  std::vector<SparseAutoencoder> results() const {
+    const auto host = [](const Tensor& t) {
+      const Tensor flat = t.to(torch::kCPU, torch::kFloat32).contiguous();
+      return std::vector<float>(flat.data_ptr<float>(), flat.data_ptr<float>() + flat.numel());
+    };
+    std::vector<SparseAutoencoder> out;
+    for (std::int64_t p = 0; p < decoder_.value.size(0); ++p) {
+      // Latents in the units of x: z scale = encoder (x - offset) + bias scale.
+      const Tensor scale = normalization_.scale[p].squeeze();
+      SparseAutoencoder one;
+      one.num_latents = config_.num_latents;
+      one.dim = static_cast<int>(decoder_.value.size(2));
+      one.sparsity = config_.sparsity;
+      one.is_signed = is_signed_;
+      one.encoder = host(encoder_.value[p]);
+      one.encoder_bias = host(bias_.value[p] * scale);
+      one.decoder = host(decoder_.value[p]);
+      one.offset = host(normalization_.mean[p].squeeze(0) + center_.value[p] * scale);
+      out.push_back(std::move(one));
+    }
+    return out;
+  }
+
+ private:
+  /// What 2 (x_hat - x) / B is multiplied with, [B, 1]; `x` normalized.
+  Tensor loss_weights(const Tensor& x, const Tensor& lengths) const {
+    (void)lengths;
+    return 2.0 / (x.square().sum(1, true).mean().clamp_min(1e-30) * static_cast<double>(x.size(0)));
+  }
+
+  double learning_rate() const {
+    const auto steps = static_cast<double>(num_steps()), step = static_cast<double>(done_);
+    const double rise = std::min(1.0, (step + 1) / (kWarmup * steps + 1));
+    return config_.learning_rate * rise * 0.5 * (1.0 + std::cos(std::numbers::pi * step / steps));
+  }
+
+  /// Dead latents take, in encoder and decoder, the direction of what is left of a badly
+  /// reconstructed vector, chosen with probability ~ |r|^2.
+  void revive(const Tensor& residual) {
+    if (done_ % kReviveEverySteps != 0 ||
+        static_cast<double>(done_) > kReviveUntil * static_cast<double>(num_steps()))
+      return;
+    const std::int64_t B = residual.size(1);
+    const std::int64_t patience = (std::int64_t{kReviveAfter} * config_.num_latents + B - 1) / B;
+    const Tensor dead = (last_used_ <= done_ - patience).nonzero().to(torch::kCPU);
+    if (dead.size(0) == 0) return;
+    const Tensor energy =
+        residual.square().sum(2).to(torch::kCPU, torch::kFloat64).cumsum(1).contiguous();
+    detail::Random random({config_.seed, kRevived, static_cast<std::uint64_t>(done_)});
+    for (std::int64_t i = 0; i < dead.size(0); ++i) {
+      const auto p = dead[i][0].item<std::int64_t>(), n = dead[i][1].item<std::int64_t>();
+      const double* sums = energy[p].data_ptr<double>();
+      const double at = random.uniform() * sums[B - 1];
+      if (!(sums[B - 1] > 0)) continue;
+      const std::int64_t b = std::upper_bound(sums, sums + B - 1, at) - sums;
+      const Tensor direction = unit_rows(-residual[p][b]);
+      decoder_.replace(p, n, direction);
+      encoder_.replace(p, n, direction * (0.5 * encoder_.value[p].norm(2, 1).median()));
+      bias_.replace(p, n, torch::zeros({}, residual.options()));
+      last_used_[p][n] = done_;
+    }
+  }
+
+  SparseAutoencoderConfig config_;
+  bool is_signed_;
+  Normalization normalization_;
+  Parameter decoder_, encoder_, bias_, center_;
+  Tensor last_used_;  // [P, N] int64: the step that last took the latent
+  detail::SparseOps ops_;
+  std::int64_t done_ = 0;  // steps
+};
+
+/// Of the finite vectors of x [P, n, m].
+Normalization normalization_of(const Tensor& x, const Tensor& good) {
+  const Tensor counts = good.sum(1).to(torch::kFloat64).view({-1, 1, 1});
+  const Tensor mean = (x.sum(1, true, torch::kFloat64) / counts).to(torch::kFloat32);
+  const Tensor energy = ((x - mean).square().sum(2) * good).sum(1).view({-1, 1, 1}) / counts;
+  return {mean, energy.sqrt().clamp_min(1e-30).to(torch::kFloat32)};
+}
+
+/// Directions to start from: the first N usable vectors of each stream, or what there is of them
+/// again; a little noise tells equal ones apart.
+Tensor starting_directions(const Tensor& x,
+                           const Tensor& good,
+                           const Normalization& normalization,
+                           const SparseAutoencoderConfig& config) {
+  const Tensor normalized = (x - normalization.mean) / normalization.scale;
+  Tensor noise = torch::empty({x.size(0), config.num_latents, x.size(2)});
+  detail::Random random({config.seed, kRevived, 0});
+  float* out = noise.data_ptr<float>();
+  const double size = 0.01 / std::sqrt(static_cast<double>(x.size(2)));
+  for (std::int64_t i = 0; i < noise.numel(); ++i)
+    out[i] = static_cast<float>(size * random.normal());
+  Tensor rows = noise.to(x.device());
+  for (std::int64_t p = 0; p < x.size(0); ++p) {
+    const Tensor usable =
+        normalized[p].index({good[p].logical_and(normalized[p].square().sum(1) > 0)});
+    if (usable.size(0) == 0) {  // all vectors are equal: noise alone points somewhere
+      continue;
+    }
+    const Tensor which =
+        torch::arange(config.num_latents, torch::TensorOptions(x.device()).dtype(torch::kLong)) %
+        usable.size(0);
+    rows[p] += unit_rows(usable.index_select(0, which));
+  }
+  return rows;
+}
+
+/// Both matrices of an autoencoder as tensors.
+struct Weights {
+  Tensor encoder, bias, decoder, offset;
+
+  explicit Weights(const SparseAutoencoder& a) {
+    const auto view = [](const std::vector<float>& v, std::vector<std::int64_t> shape) {
+      return torch::from_blob(const_cast<float*>(v.data()), shape, torch::kFloat32);
+    };
+    encoder = view(a.encoder, {a.num_latents, a.dim});
+    bias = view(a.encoder_bias, {a.num_latents});
+    decoder = view(a.decoder, {a.num_latents, a.dim});
+    offset = view(a.offset, {a.dim});
+  }
+};
+
+/// Calls `body(first, chosen, centered, reconstructed - offset)` for blocks of the vectors.
+template <typename Body>
+void for_blocks(const SparseAutoencoder& a,
+                const float* vectors,
+                std::int64_t count,
+                const Body& body) {
+  if (count < 0) throw_invalid("count is ", count, ", must be at least 0");
+  const torch::InferenceMode no_gradients;
+  const Weights weights(a);
+  for (std::int64_t first = 0; first < count; first += kEncodeBlock) {
+    const std::int64_t n = std::min(kEncodeBlock, count - first);
+    const Tensor centered =
+        torch::from_blob(const_cast<float*>(vectors) + first * a.dim, {n, a.dim}, torch::kFloat32) -
+        weights.offset;
+    const Chosen chosen =
+        choose(torch::addmm(weights.bias, centered, weights.encoder.t()), a.sparsity, a.is_signed);
+    const Tensor rows =
+        weights.decoder.index_select(0, chosen.indices.reshape({-1})).view({n, a.sparsity, a.dim});
+    body(first, chosen, centered, torch::bmm(chosen.weights.unsqueeze(1), rows).squeeze(1));
+  }
+}
+
+/// The part of `on_step` and the checks around one training.
+void train(Training& training,
+           Batches& batches,
+           const SparseAutoencoderConfig& config,
+           SparseAutoencoderStep& progress,
+           const std::function<bool(const SparseAutoencoderStep&)>& on_step) {
+  for (std::int64_t i = 0; i < training.num_steps(); ++i) {
+    Tensor good;
+    const Tensor x = batches.next(config.batch_size, good);
+    progress.relative_error = training.step(x, good);
+    ++progress.step;
+    if (!std::isfinite(progress.relative_error))
+      throw Error("training the autoencoder diverged at step " + std::to_string(progress.step) +
+                  "; try a learning_rate below " + std::to_string(config.learning_rate));
+    if (on_step && !on_step(progress))
+      throw Interrupted("stopped while training sparse autoencoders");
+  }
+}
+
+}  // namespace
+
+void SparseAutoencoderConfig::validate() const {
+  const auto at_least = [](const char* name, auto value, auto least) {
+    if (!(value >= least))
+      throw_invalid("sparse autoencoder: ", name, " is ", value, ", must be at least ", least);
+  };
+  at_least("num_latents", num_latents, 1);
+  at_least("sparsity", sparsity, 1);
+  at_least("vectors", vectors, std::int64_t{0});
+  at_least("batch_size", batch_size, 1);
+  at_least("threads", threads, 0);
+  if (sparsity > num_latents)
+    throw_invalid("sparse autoencoder: sparsity is ",
+                  sparsity,
+                  ", must be at most num_latents = ",
+                  num_latents);
+  if (!(learning_rate > 0 && std::isfinite(learning_rate)))
+    throw_invalid("sparse autoencoder: learning_rate is ", learning_rate, ", must be above 0");
+  if (activation != "auto" && activation != "signed" && activation != "relu")
+    throw_invalid(
+        "sparse autoencoder: activation is '", activation, "', must be auto, signed or relu");
+}
+
+SparseAutoencoderConfig SparseAutoencoderConfig::resolved() const {
+  SparseAutoencoderConfig out = *this;
+  if (out.vectors == 0)
+    out.vectors = std::max<std::int64_t>(2000000, 2000 * std::int64_t{num_latents});
+  return out;
+}
+
+SparseCodes SparseAutoencoder::encode(const float* vectors, std::int64_t count) const {
+  SparseCodes codes;
+  codes.num_dictionaries = 1;
+  codes.num_signals = count;
+  codes.max_atoms = sparsity;
+  const auto slots = static_cast<std::size_t>(std::max<std::int64_t>(count, 0) * sparsity);
+  codes.indices.assign(slots, -1);
+  codes.weights.assign(slots, 0.0f);
+  for_blocks(
+      *this,
+      vectors,
+      count,
+      [&](auto first, const Chosen& chosen, const Tensor& x, const Tensor& y) {
+        const Tensor order = std::get<1>(chosen.weights.abs().sort(1, true));
+        const Tensor indices = chosen.indices.gather(1, order).contiguous();
+        const Tensor weights = chosen.weights.gather(1, order).contiguous();
+        const Tensor norms = (x - y).norm(2, 1).contiguous();
+        for (std::int64_t i = 0; i < x.size(0); ++i) {
+          const float norm = norms.data_ptr<float>()[i];
+          const bool finite = std::isfinite(norm);
+          codes.residual_norms.push_back(finite ? norm : std::numeric_limits<float>::quiet_NaN());
+          std::int32_t used = 0;
+          for (int k = 0; finite && k < sparsity; ++k) {
+            const float weight = weights.data_ptr<float>()[i * sparsity + k];
+            if (weight == 0) break;
+            const auto slot = static_cast<std::size_t>((first + i) * sparsity + used++);
+            codes.indices[slot] =
+                static_cast<std::int32_t>(indices.data_ptr<std::int64_t>()[i * sparsity + k]);
+            codes.weights[slot] = weight;
+          }
+          codes.counts.push_back(used);
+        }
+      });
+  return codes;
+}
+
+std::vector<float> SparseAutoencoder::reconstruct(const float* vectors, std::int64_t count) const {
+  std::vector<float> out(static_cast<std::size_t>(std::max<std::int64_t>(count, 0) * dim));
+  for_blocks(
+      *this, vectors, count, [&](auto first, const Chosen&, const Tensor& x, const Tensor& y) {
+        const Tensor finite = torch::isfinite(x).all(1, true);
+        const Tensor result = torch::where(
+            finite, y + Weights(*this).offset, std::numeric_limits<float>::quiet_NaN());
+        torch::from_blob(out.data() + first * dim, {x.size(0), dim}, torch::kFloat32).copy_(result);
+      });
+  return out;
+}
+
+double SparseAutoencoder::relative_error(const float* vectors, std::int64_t count) const {
+  double sum = 0, finite = 0;
+  for_blocks(*this, vectors, count, [&](auto, const Chosen&, const Tensor& x, const Tensor& y) {
+    const Tensor errors = (x - y).norm(2, 1) / ((x + Weights(*this).offset).norm(2, 1) + 1e-8);
+    const Tensor good = torch::isfinite(errors);
+    sum += errors.masked_select(good).sum(torch::kFloat64).template item<double>();
+    finite += static_cast<double>(good.sum().template item<std::int64_t>());
+  });
+  return sum / finite;
+}
+
+std::vector<SparseAutoencoder> train_sparse_autoencoders(
+    const SparseAutoencoderConfig& asked,
+    VectorStream& stream,
+    const std::function<bool(const SparseAutoencoderStep&)>& on_step) {
+  asked.validate();
+  const SparseAutoencoderConfig config = asked.resolved();
+  if (config.threads > 0) torch::set_num_threads(config.threads);
+  const torch::Device device = device_from(config.device);
+  const torch::InferenceMode no_gradients;
+  try {
+    Batches batches(stream, device);
+    Tensor held_good, good;
+    stream.seek(0);
+    const Tensor held_out = batches.next(kHeldOut, held_good).to(torch::kCPU).contiguous();
+    const Normalization normalization = normalization_of(held_out.to(device), held_good);
+    const Tensor samples = starting_directions(
+        batches.next(2 * config.num_latents, good), good, normalization, config);
+
+    std::vector<bool> activations;  // signed?
+    if (config.activation != "signed") activations.push_back(false);
+    if (config.activation != "relu") activations.push_back(true);
+    SparseAutoencoderStep progress;
+    std::vector<SparseAutoencoder> best;
+    for (const bool is_signed : activations) {
+      stream.seek(kHeldOut);
+      Training training(config, is_signed, normalization, samples);
+      progress.num_steps = training.num_steps() * static_cast<std::int64_t>(activations.size());
+      train(training, batches, config, progress, on_step);
+      std::vector<SparseAutoencoder> trained = training.results();
+      for (std::size_t p = 0; p < trained.size(); ++p) {
+        const auto row = static_cast<std::int64_t>(p);
+        const Tensor vectors = held_out[row].index({held_good[row].to(torch::kCPU)}).contiguous();
+        const float* data = vectors.data_ptr<float>();
+        trained[p].held_out_error = trained[p].relative_error(data, vectors.size(0));
+        std::vector<bool> used(static_cast<std::size_t>(config.num_latents));
+        for (std::int32_t n : trained[p].encode(data, vectors.size(0)).indices)
+          if (n >= 0) used[static_cast<std::size_t>(n)] = true;
+        trained[p].unused_latents = static_cast<int>(std::count(used.begin(), used.end(), false));
+      }
+      if (best.empty()) {
+        best = std::move(trained);
+        continue;
+      }
+      for (std::size_t p = 0; p < best.size(); ++p)
+        if (trained[p].held_out_error < best[p].held_out_error) best[p] = std::move(trained[p]);
+    }
+    return best;
+  } catch (const c10::Error& error) {
+    throw ResourceError(std::string("training sparse autoencoders: ") +
+                        error.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    throw ResourceError("training sparse autoencoders: not enough memory");
+  }
+}
+
+}  // namespace lexico
