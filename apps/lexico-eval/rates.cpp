@@ -41,7 +41,7 @@ void add_own_formats(const Contender& contender,
       published.format = {};
       published.format.coding = CodeFormat::Coding::kFp8Int16;
       published.format.max_atoms = sparsity;
-      add(contender.coder.name + ", fp8-int16", published);
+      add(contender.coder.name + report::kPublishedSuffix, published);
     }
   }
 }

@@ -128,6 +128,9 @@ double mean_error(const EvaluationReport& report, const Query& query);
 /// format.
 double mean_bytes(const EvaluationReport& report, const Query& query);
 
+/// How the line of a dictionary in the published format is named: the dictionary's name and this.
+inline constexpr const char* kPublishedSuffix = ", fp8-int16";
+
 /// A coder's errors against bits per vector, ascending: means over layers, in or out of domain
 /// (moved data sets aside). Only bits that all layers have.
 struct RatePoint {

@@ -371,7 +371,6 @@ def test_a_killed_rank_is_named(slow, tmp_path):
     deadline = time.time() + 30
     while not (tmp_path / "out" / ".rank-00001.alive").exists() and time.time() < deadline:
         time.sleep(0.02)
-    time.sleep(1.2)
     other.kill()
     other.communicate()
     text = first.communicate(timeout=60)[1]
