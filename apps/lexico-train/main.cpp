@@ -116,12 +116,15 @@ class Observer : public TrainObserver {
       : folder_(folder),
         trainer_(trainer),
         checkpoint_seconds_(checkpoint_seconds),
-        interval_(std::max<std::int64_t>(1, trainer.config().num_steps() / 500)),
+        by_the_clock_(trainer.config().minutes > 0),
         progress_("training",
-                  static_cast<double>(trainer.config().num_steps()) * trainer.config().batch_size,
-                  "vectors"),
+                  by_the_clock_ ? trainer.config().minutes * 60
+                                : static_cast<double>(trainer.config().num_steps()) *
+                                      trainer.config().batch_size,
+                  by_the_clock_ ? "seconds" : "vectors"),
         last_save_(Clock::now()) {
-    progress_.start_from(static_cast<double>(trainer.step()) * trainer.config().batch_size);
+    if (!by_the_clock_)
+      progress_.start_from(static_cast<double>(trainer.step()) * trainer.config().batch_size);
   }
 
   void on_step(const TrainStep& step) override {
@@ -133,8 +136,10 @@ class Observer : public TrainObserver {
                   step.loss,
                   step.relative_error,
                   step.learning_rate);
-    progress_.update(static_cast<double>(step.vectors), detail);
-    if (step.step % interval_ == 0 || step.step == step.num_steps) flush();
+    progress_.update(by_the_clock_ ? progress_.seconds() : static_cast<double>(step.vectors),
+                     detail);
+    const std::int64_t interval = std::max<std::int64_t>(1, step.num_steps / 500);
+    if (step.step % interval == 0 || step.step == step.num_steps) flush();
   }
 
   bool wants_stop() override {
@@ -176,7 +181,7 @@ class Observer : public TrainObserver {
   RunFolder& folder_;
   const Trainer& trainer_;
   double checkpoint_seconds_;
-  std::int64_t interval_;
+  bool by_the_clock_;
   Progress progress_;
   Clock::time_point last_save_;
   TrainStep sum_, last_;
