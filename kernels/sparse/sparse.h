@@ -32,13 +32,13 @@ struct AdamStep {
   int num_dictionaries, num_atoms, dim;
   int threads;
   double rate, beta1, beta2, epsilon;
-  std::int64_t step;       // of these moments, from 1
-  bool normalize_first;    // the atoms are scaled to unit length before the step (as published), not
-                           // after it
-  const float* scales;     // [P]: the gradient's factor; 0 leaves the dictionary and its moments
-  const float* gradient;   // [P, num_atoms, dim]
-  float* atoms;            // [P, num_atoms, dim]
-  float *first, *second;   // the moments, likewise
+  std::int64_t step;      // of these moments, from 1
+  bool normalize_first;   // the atoms are scaled to unit length before the step (as published), not
+                          // after it
+  const float* scales;    // [P]: the gradient's factor; 0 leaves the dictionary and its moments
+  const float* gradient;  // [P, num_atoms, dim]
+  float* atoms;           // [P, num_atoms, dim]
+  float *first, *second;  // the moments, likewise
 };
 
 /// Sums over codes with forgetting, A = sum y y^T and B = sum y x^T.

@@ -44,13 +44,8 @@ struct SparseLevel {
                  float* out);
   // The atoms of one block in turn: `misfit` [rows, dim] is that of the block, A its rows (from
   // column `first` on are the block's own); `atoms` points to its first atom.
-  void (*descend)(int rows,
-                  int num_atoms,
-                  int dim,
-                  const float* A,
-                  int first,
-                  float* misfit,
-                  float* atoms);
+  void (*descend)(
+      int rows, int num_atoms, int dim, const float* A, int first, float* misfit, float* atoms);
 };
 
 extern const SparseLevel kSparseGeneric;

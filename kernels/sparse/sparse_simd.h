@@ -208,13 +208,8 @@ inline void misfit_rows(int rows,
                     out + r * dim);
 }
 
-inline void descend_rows(int rows,
-                         int num_atoms,
-                         int dim,
-                         const float* A,
-                         int first,
-                         float* misfit,
-                         float* atoms) {
+inline void descend_rows(
+    int rows, int num_atoms, int dim, const float* A, int first, float* misfit, float* atoms) {
   for (int j = 0; j < rows; ++j) {
     const float* a = A + static_cast<std::int64_t>(j) * num_atoms + first;
     if (!(a[j] > 0)) continue;
@@ -237,7 +232,5 @@ inline void descend_rows(int rows,
 }  // namespace
 }  // namespace lexico::kernels::cpu
 
-#define LEXICO_SPARSE_LEVEL(name)                                                             \
-  {                                                                                           \
-    name, residual_rows, gradient_rows, adam_rows, co_occurrence_rows, misfit_rows, descend_rows \
-  }
+#define LEXICO_SPARSE_LEVEL(name) \
+  { name, residual_rows, gradient_rows, adam_rows, co_occurrence_rows, misfit_rows, descend_rows }

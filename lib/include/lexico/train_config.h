@@ -90,10 +90,11 @@ struct TrainConfig {
     visit("initialization",
           self.initialization,
           "random, samples, or auto: random (lexico), samples (sgd, online)");
-    visit("initial",
-          self.initial,
-          "dictionaries to start from (fine-tuning): dictionary.safetensors or a run folder; empty: "
-          "as initialization says");
+    visit(
+        "initial",
+        self.initial,
+        "dictionaries to start from (fine-tuning): dictionary.safetensors or a run folder; empty: "
+        "as initialization says");
     visit("mean",
           self.mean,
           "head: subtract the mean of each KV head before coding (stored, added back); none");
@@ -103,15 +104,17 @@ struct TrainConfig {
     visit("dictionaries",
           self.dictionaries,
           "layer: one for all KV heads of a layer (as published); head: one for each KV head");
-    visit("layer_groups",
-          self.layer_groups,
-          "layers that share a dictionary, as 0-2,3-5; the others have their own; empty: none share");
+    visit(
+        "layer_groups",
+        self.layer_groups,
+        "layers that share a dictionary, as 0-2,3-5; the others have their own; empty: none share");
     visit("metric",
           self.metric,
           "queries: errors of pre-RoPE keys count as the stored query moments weigh them; none");
-    visit("position_offsets",
-          self.position_offsets,
-          "post-RoPE keys are learnt at positions moved by a random offset below this; 0: as dumped");
+    visit(
+        "position_offsets",
+        self.position_offsets,
+        "post-RoPE keys are learnt at positions moved by a random offset below this; 0: as dumped");
     visit("seed", self.seed, "seed of every random choice");
     visit("threads", self.threads, "CPU threads; 0: all");
     visit("device", self.device, "cpu, cuda, cuda:1, or auto: cuda if there is one");

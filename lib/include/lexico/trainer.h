@@ -15,8 +15,8 @@ namespace lexico {
 struct TrainTarget {
   int layer = 0;  ///< of a group: the first
   Kind kind = Kind::kKeys;
-  int head = -1;                     ///< the KV head it serves; -1: all of the layer
-  std::vector<int> more_layers = {}; ///< that share it
+  int head = -1;                      ///< the KV head it serves; -1: all of the layer
+  std::vector<int> more_layers = {};  ///< that share it
 };
 
 /// "layer 3 keys", "layer 3 keys, head 1", "layers 0, 1, 2 values".
@@ -38,17 +38,17 @@ class VectorStream {
 
 /// One step, as an observer sees it.
 struct TrainStep {
-  std::int64_t step = 0;                 ///< counts from 1
-  std::int64_t num_steps = 0;            ///< 0: not known yet (a budget in minutes)
-  std::int64_t vectors = 0;              ///< of each dictionary, so far
+  std::int64_t step = 0;       ///< counts from 1
+  std::int64_t num_steps = 0;  ///< 0: not known yet (a budget in minutes)
+  std::int64_t vectors = 0;    ///< of each dictionary, so far
   double learning_rate = 0;
   double loss = 0;            ///< mean of (x - D y)^2 over batch, dictionaries and channels
   double relative_error = 0;  ///< mean of |x - D y| / (|x| + 1e-8) over batch and dictionaries
-  std::vector<double> relative_errors;  ///< the same, of each dictionary; without a usable vector in
-                                        ///< the batch, that of the step before
-  std::int64_t bad_vectors = 0;         ///< vectors with NaN or Inf met so far, left out
-  std::int64_t skipped_batches = 0;     ///< of one dictionary, with no other vectors; so far
-  std::int64_t revived_atoms = 0;       ///< so far
+  std::vector<double> relative_errors;  ///< the same, of each dictionary; without a usable vector
+                                        ///< in the batch, that of the step before
+  std::int64_t bad_vectors = 0;      ///< vectors with NaN or Inf met so far, left out
+  std::int64_t skipped_batches = 0;  ///< of one dictionary, with no other vectors; so far
+  std::int64_t revived_atoms = 0;    ///< so far
 };
 
 class TrainObserver {
@@ -67,9 +67,9 @@ class Diverged : public InvalidArgument {
 };
 
 /// Learns one dictionary per target, all side by side: pursuit in the loop, gradient descent on the
-/// atoms (or block coordinate descent), unit norm. Source: Lexico, arXiv:2412.08890; recipe `lexico` follows the released trainer
-/// step by step (docs/training.md). On the CPU the result depends on the seed and the config alone,
-/// not on the thread count.
+/// atoms (or block coordinate descent), unit norm. Source: Lexico, arXiv:2412.08890; recipe
+/// `lexico` follows the released trainer step by step (docs/training.md). On the CPU the result
+/// depends on the seed and the config alone, not on the thread count.
 class Trainer {
  public:
   /// @param stream  gives vectors for the targets, in their order; must outlive the trainer.

@@ -75,23 +75,20 @@ struct ActivationSampler::Impl {
   void load_chunk(Source& source, std::int64_t chunk, std::int64_t to_row) {
     const std::int64_t first = chunk * chunk_rows, count = rows_in_chunk(chunk);
     if (is_half) {
-      reader.read_half(
-          source.layer, source.kind, first, count, source.half.data() + to_row * dim);
+      reader.read_half(source.layer, source.kind, first, count, source.half.data() + to_row * dim);
       return;
     }
     float* out = source.full.data() + to_row * dim;
     reader.read(source.layer, source.kind, first, count, out);
-    detail::prepare_rows(frame,
-                         source.layer,
-                         source.kind,
-                         first,
-                         out,
-                         count,
-                         dim,
-                         {seed,
-                          kOffsets,
-                          static_cast<std::uint64_t>(epoch),
-                          static_cast<std::uint64_t>(chunk)});
+    detail::prepare_rows(
+        frame,
+        source.layer,
+        source.kind,
+        first,
+        out,
+        count,
+        dim,
+        {seed, kOffsets, static_cast<std::uint64_t>(epoch), static_cast<std::uint64_t>(chunk)});
   }
 
   void load_pool(std::int64_t number) {

@@ -16,7 +16,8 @@ void move_positions(const TrainingFrame& frame,
                     int dim,
                     std::initializer_list<std::uint64_t> keys);
 
-/// Rows [first_row, first_row + count) of a layer as training sees them: moved, transformed, scaled.
+/// Rows [first_row, first_row + count) of a layer as training sees them: moved, transformed,
+/// scaled.
 void prepare_rows(const TrainingFrame& frame,
                   int layer,
                   Kind kind,

@@ -28,6 +28,19 @@ kernels::SparseProblem sparse_problem(const torch::Tensor& atoms,
           weights.data_ptr<float>()};
 }
 
+kernels::AtomUses uses_of(const CodedBatch& batch) {
+  return {batch.offsets.data_ptr<std::int32_t>(), batch.slots.data_ptr<std::int32_t>()};
+}
+
+void list_uses(const torch::Tensor& atoms, CodedBatch& batch, int threads) {
+  batch.offsets = torch::empty({atoms.size(0), atoms.size(1) + 1}, torch::kInt32);
+  batch.slots =
+      torch::empty({atoms.size(0), batch.indices.size(1) * batch.indices.size(2)}, torch::kInt32);
+  throw_if_failed(kernels::cpu::atom_uses(
+                      sparse_problem(atoms, batch.indices, batch.weights, threads), uses_of(batch)),
+                  "atom uses");
+}
+
 torch::Tensor gather_atoms(const torch::Tensor& atoms,
                            const torch::Tensor& indices) {  // -> [P, B, ..., m]
   const std::int64_t P = atoms.size(0), m = atoms.size(2);
@@ -159,8 +172,9 @@ void adam_with_tensor_ops(torch::Tensor& atoms,
     return rows / rows.norm(2, 2, true).clamp_min(1e-30);
   };
   const double t = static_cast<double>(++moments.step);
-  const torch::Tensor scale =
-      torch::tensor(scales).to(atoms.device()).view({static_cast<std::int64_t>(scales.size()), 1, 1});
+  const torch::Tensor scale = torch::tensor(scales)
+                                  .to(atoms.device())
+                                  .view({static_cast<std::int64_t>(scales.size()), 1, 1});
   const torch::Tensor start = normalize_first ? unit(atoms) : atoms;
   const torch::Tensor g = scale * (gradient - (gradient * start).sum(2, true) * start);
   const torch::Tensor first = moments.first * kBeta1 + g * (1.0 - kBeta1);
@@ -184,7 +198,8 @@ void add_co_occurrence_with_tensor_ops(const CodedBatch& batch,
   for (std::int64_t p = 0; p < A.size(0); ++p) {
     const torch::Tensor rows = batch.indices[p].to(torch::kLong).clamp_min(0);
     const torch::Tensor Y =  // [B, N]; unused slots add weight 0 to atom 0
-        torch::zeros({rows.size(0), A.size(1)}, A.options()).scatter_add_(1, rows, batch.weights[p]);
+        torch::zeros({rows.size(0), A.size(1)}, A.options())
+            .scatter_add_(1, rows, batch.weights[p]);
     A[p].add_(torch::matmul(Y.t(), Y));
     B[p].add_(torch::matmul(Y.t(), signals[p]));
   }
@@ -203,8 +218,8 @@ void descend_with_tensor_ops(torch::Tensor& atoms, const torch::Tensor& A, const
       const torch::Tensor before = D.select(1, j).clone();
       const torch::Tensor u = misfit.select(1, j) + uses * before;
       const torch::Tensor length = u.norm(2, 1, true);
-      const torch::Tensor after = torch::where(
-          (uses > 0).logical_and(length > 0), u / length.clamp_min(1e-30), before);
+      const torch::Tensor after =
+          torch::where((uses > 0).logical_and(length > 0), u / length.clamp_min(1e-30), before);
       D.select(1, j).copy_(after);
       misfit -= own.select(2, j).unsqueeze(2) * (after - before).unsqueeze(1);
     }
@@ -222,8 +237,10 @@ CodedBatch SparseOps::code(const torch::Tensor& atoms,
   signal_budgets_.clear();
   for (int budget : budgets)
     signal_budgets_.insert(signal_budgets_.end(), static_cast<std::size_t>(B), budget);
-  encoder_.set_atoms(
-      atoms.data_ptr<float>(), static_cast<int>(P), static_cast<int>(N), static_cast<int>(atoms.size(2)));
+  encoder_.set_atoms(atoms.data_ptr<float>(),
+                     static_cast<int>(P),
+                     static_cast<int>(N),
+                     static_cast<int>(atoms.size(2)));
   encoder_.encode(signals.data_ptr<float>(),
                   B,
                   codes_,
@@ -234,36 +251,29 @@ CodedBatch SparseOps::code(const torch::Tensor& atoms,
                    torch::from_blob(codes_.weights.data(), {P, B, s}, torch::kFloat32),
                    torch::empty_like(signals),
                    torch::empty({P, B}),
-                   torch::empty({P, B}),
-                   {}};
-  const kernels::SparseProblem problem =
-      sparse_problem(atoms, batch.indices, batch.weights, options_.threads);
-  throw_if_failed(kernels::cpu::sparse_residual(problem,
-                                                signals.data_ptr<float>(),
-                                                batch.residual.data_ptr<float>(),
-                                                batch.signal_norms.data_ptr<float>(),
-                                                batch.residual_norms.data_ptr<float>()),
+                   torch::empty({P, B})};
+  throw_if_failed(kernels::cpu::sparse_residual(
+                      sparse_problem(atoms, batch.indices, batch.weights, options_.threads),
+                      signals.data_ptr<float>(),
+                      batch.residual.data_ptr<float>(),
+                      batch.signal_norms.data_ptr<float>(),
+                      batch.residual_norms.data_ptr<float>()),
                   "residual");
-  if (!offsets_.defined() || slots_.numel() != P * B * s || offsets_.size(1) != N + 1) {
-    offsets_ = torch::empty({P, N + 1}, torch::kInt32);
-    slots_ = torch::empty({P, B * s}, torch::kInt32);
-  }
-  throw_if_failed(
-      kernels::cpu::atom_uses(
-          problem, {offsets_.data_ptr<std::int32_t>(), slots_.data_ptr<std::int32_t>()}),
-      "atom uses");
-  batch.used = offsets_.narrow(1, 1, N) > offsets_.narrow(1, 0, N);
+  list_uses(atoms, batch, options_.threads);
+  batch.used = batch.offsets.narrow(1, 1, N) > batch.offsets.narrow(1, 0, N);
   return batch;
 }
 
 torch::Tensor SparseOps::gradient(const torch::Tensor& atoms,
-                                  const CodedBatch& batch,
+                                  const CodedBatch& given,
                                   double scale) const {
-  if (!device_.is_cpu()) return gradient_with_tensor_ops(atoms, batch, scale);
+  if (!device_.is_cpu()) return gradient_with_tensor_ops(atoms, given, scale);
+  CodedBatch batch = given;
+  if (!batch.offsets.defined()) list_uses(atoms, batch, options_.threads);
   torch::Tensor gradient = torch::empty_like(atoms);
   throw_if_failed(kernels::cpu::sparse_gradient(
                       sparse_problem(atoms, batch.indices, batch.weights, options_.threads),
-                      {offsets_.data_ptr<std::int32_t>(), slots_.data_ptr<std::int32_t>()},
+                      uses_of(batch),
                       batch.residual.data_ptr<float>(),
                       static_cast<float>(scale),
                       gradient.data_ptr<float>()),
@@ -312,20 +322,21 @@ void SparseOps::add_co_occurrence(const torch::Tensor& atoms,
   }
   throw_if_failed(kernels::cpu::add_co_occurrence(
                       sparse_problem(atoms, batch.indices, batch.weights, options_.threads),
-                      {offsets_.data_ptr<std::int32_t>(), slots_.data_ptr<std::int32_t>()},
+                      uses_of(batch),
                       signals.data_ptr<float>(),
                       static_cast<float>(keep),
                       {A.data_ptr<float>(), B.data_ptr<float>()}),
                   "co-occurrence sums");
 }
 
-void SparseOps::descend(torch::Tensor& atoms, const torch::Tensor& A, const torch::Tensor& B) const {
+void SparseOps::descend(torch::Tensor& atoms,
+                        const torch::Tensor& A,
+                        const torch::Tensor& B) const {
   if (!device_.is_cpu()) {
     descend_with_tensor_ops(atoms, A, B);
     return;
   }
-  torch::Tensor scratch =
-      torch::empty({atoms.size(0), kernels::cpu::kDescentBlock, atoms.size(2)});
+  torch::Tensor scratch = torch::empty({atoms.size(0), kernels::cpu::kDescentBlock, atoms.size(2)});
   throw_if_failed(kernels::cpu::descend_atoms(static_cast<int>(atoms.size(0)),
                                               static_cast<int>(atoms.size(1)),
                                               static_cast<int>(atoms.size(2)),

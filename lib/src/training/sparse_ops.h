@@ -9,12 +9,13 @@ namespace lexico::detail {
 
 /// A coded batch of P dictionaries: which atoms, how much of each, what is left.
 struct CodedBatch {
-  torch::Tensor indices;         ///< [P, B, s] int32, -1 in unused slots
-  torch::Tensor weights;         ///< [P, B, s]
-  torch::Tensor residual;        ///< [P, B, m] = x - D y
-  torch::Tensor signal_norms;    ///< [P, B], on the host: |x|; not finite for a bad vector
-  torch::Tensor residual_norms;  ///< [P, B], on the host: |x - D y|
-  torch::Tensor used;            ///< [P, N] bool: atoms in some code
+  torch::Tensor indices;              ///< [P, B, s] int32, -1 in unused slots
+  torch::Tensor weights;              ///< [P, B, s]
+  torch::Tensor residual;             ///< [P, B, m] = x - D y
+  torch::Tensor signal_norms = {};    ///< [P, B], on the host: |x|; not finite for a bad vector
+  torch::Tensor residual_norms = {};  ///< [P, B], on the host: |x - D y|
+  torch::Tensor used = {};            ///< [P, N] bool: atoms in some code
+  torch::Tensor offsets = {}, slots = {};  ///< kernels::AtomUses; undefined: made when needed
 };
 
 /// How an Adam step is taken; the moments are [P, N, m].
@@ -61,7 +62,6 @@ class SparseOps {
   Encoder encoder_;
   SparseCodes codes_;
   std::vector<std::int32_t> signal_budgets_;
-  torch::Tensor offsets_, slots_;  // kernels::AtomUses of the last batch
 };
 
 // The tensor forms, apart so that a test can hold them against the kernels.

@@ -11,24 +11,25 @@ namespace lexico {
 
 void TrainConfig::validate() const {
   using detail::throw_invalid;
-  const auto one_of = [](const char* name,
-                         const std::string& value,
-                         std::initializer_list<const char*> allowed) {
-    std::string names;
-    for (const char* a : allowed) {
-      if (value == a) return;
-      names += (names.empty() ? "" : names.size() > 0 && a == *(allowed.end() - 1) ? " or " : ", ") +
-               std::string(a);
-    }
-    throw_invalid(name, " is '", value, "', must be ", names);
-  };
+  const auto one_of =
+      [](const char* name, const std::string& value, std::initializer_list<const char*> allowed) {
+        std::string names;
+        for (const char* a : allowed) {
+          if (value == a) return;
+          names += (names.empty()                                   ? ""
+                    : names.size() > 0 && a == *(allowed.end() - 1) ? " or "
+                                                                    : ", ") +
+                   std::string(a);
+        }
+        throw_invalid(name, " is '", value, "', must be ", names);
+      };
   one_of("recipe", recipe, {"lexico", "sgd", "online"});
   if (num_atoms < 1 || num_atoms > 1 << 20)
     throw_invalid("num_atoms is ", num_atoms, ", must be in [1, 1048576]");
   if (sparsity < 1 || sparsity > num_atoms)
     throw_invalid("sparsity is ", sparsity, ", must be in [1, num_atoms = ", num_atoms, "]");
-  for (const auto& [name, value] : {std::pair{"key_sparsity", key_sparsity},
-                                    std::pair{"value_sparsity", value_sparsity}})
+  for (const auto& [name, value] :
+       {std::pair{"key_sparsity", key_sparsity}, std::pair{"value_sparsity", value_sparsity}})
     if (value < 0 || value > num_atoms)
       throw_invalid(
           name, " is ", value, ", must be in [0, num_atoms = ", num_atoms, "] (0: sparsity)");

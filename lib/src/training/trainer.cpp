@@ -35,7 +35,7 @@ constexpr std::int64_t kWindowVectors = 65536;  // errors are compared in means 
 // than the second has diverged.
 constexpr double kWasBetter = 0.8, kNoBetter = 0.95;
 constexpr std::int64_t kPatienceForVectors = 16;  // batches of nothing but NaN before giving up
-constexpr double kProbeShare = 0.02;  // of a budget in minutes, to measure the speed
+constexpr double kProbeShare = 0.02;              // of a budget in minutes, to measure the speed
 constexpr std::int64_t kProbeSteps = 5;
 
 torch::Device device_from(const std::string& name) {
@@ -70,8 +70,7 @@ std::string text_of(const std::vector<double>& values) {
 
 std::string target_text(const std::vector<TrainTarget>& targets) {
   std::string text;
-  for (const TrainTarget& t : targets)
-    text += (text.empty() ? "" : "; ") + name_of(t);
+  for (const TrainTarget& t : targets) text += (text.empty() ? "" : "; ") + name_of(t);
   return text;
 }
 
@@ -103,8 +102,8 @@ struct Phase {
 }  // namespace
 
 std::string name_of(const TrainTarget& target) {
-  std::string text = (target.more_layers.empty() ? "layer " : "layers ") +
-                     std::to_string(target.layer);
+  std::string text =
+      (target.more_layers.empty() ? "layer " : "layers ") + std::to_string(target.layer);
   for (int layer : target.more_layers) text += ", " + std::to_string(layer);
   text += std::string(" ") + name_of(target.kind);
   if (target.head >= 0) text += ", head " + std::to_string(target.head);
@@ -259,7 +258,8 @@ struct Trainer::Impl {
         std::chrono::duration<double>(Clock::now() - first_step_done).count() / 60 /
         static_cast<double>(steps_since);
     const double left = std::max(0.0, config.minutes - minutes_used()) / minutes_a_step;
-    config.vectors = (step + std::max<std::int64_t>(1, static_cast<std::int64_t>(left))) * batch_size();
+    config.vectors =
+        (step + std::max<std::int64_t>(1, static_cast<std::int64_t>(left))) * batch_size();
   }
 
   Phase phase() const {
@@ -340,7 +340,8 @@ struct Trainer::Impl {
       // the mean energy of its vectors, so that Adam's epsilon never matters.
       double unit = static_cast<double>(P() * B * m());
       if (!published()) {
-        const float* norms = coded.signal_norms.data_ptr<float>() + static_cast<std::int64_t>(p) * B;
+        const float* norms =
+            coded.signal_norms.data_ptr<float>() + static_cast<std::int64_t>(p) * B;
         unit = 1e-30;
         for (std::int64_t b = 0; b < B; ++b) unit += static_cast<double>(norms[b]) * norms[b];
       }
@@ -371,8 +372,7 @@ struct Trainer::Impl {
       return;
     const Tensor dead = unused().nonzero().to(torch::kCPU);
     if (dead.size(0) == 0) return;
-    const Tensor energy =
-        coded.residual_norms.to(torch::kFloat64).square().cumsum(1).contiguous();
+    const Tensor energy = coded.residual_norms.to(torch::kFloat64).square().cumsum(1).contiguous();
     detail::Random random({config.seed, kRevivedAtoms, static_cast<std::uint64_t>(step)});
     for (std::int64_t i = 0; i < dead.size(0); ++i) {
       const std::int64_t p = dead[i][0].item<std::int64_t>(), n = dead[i][1].item<std::int64_t>();
@@ -459,9 +459,9 @@ struct Trainer::Impl {
     std::string text = "training of " + name_of(targets[p]) + " diverged at step " +
                        std::to_string(step + 1) + " (error " + std::to_string(last_errors[p]) +
                        ", random atoms " + std::to_string(random_errors[p]) + "); ";
-    text += best_errors[p] <= 1 ? "the best atoms so far (error " + std::to_string(best_errors[p]) +
-                                      ") are kept"
-                                : "it never got better than its start, which is kept";
+    text += best_errors[p] <= 1
+                ? "the best atoms so far (error " + std::to_string(best_errors[p]) + ") are kept"
+                : "it never got better than its start, which is kept";
     text += config.recipe == "online" && phase().online
                 ? "; try a larger window or batch_size"
                 : "; try a learning_rate below " + text_of(config.learning_rate);
@@ -469,9 +469,9 @@ struct Trainer::Impl {
   }
 
   TrainStep train_step() {
-    Tensor x = next_batch();                                    // x: the next vectors
+    Tensor x = next_batch();  // x: the next vectors
     if (random_errors.empty()) measure_random_atoms(x);
-    detail::CodedBatch coded = ops.code(atoms, x, budgets);     // y, and x - D y
+    detail::CodedBatch coded = ops.code(atoms, x, budgets);  // y, and x - D y
     const std::vector<std::int64_t> good = leave_out_bad(x, coded);
     const auto [online, rate] = phase();
     const TrainStep measured = measure(good, coded, rate);
@@ -538,7 +538,9 @@ Trainer::Trainer(const TrainConfig& config,
         "trainer: ", targets.size(), " targets, but vectors for ", stream.num_dictionaries());
   for (const TrainTarget& t : targets)
     if (const int s = resolved.sparsity_of(t.kind); s > stream.dim())
-      throw_invalid(s == resolved.sparsity ? "" : t.kind == Kind::kKeys ? "key_" : "value_",
+      throw_invalid(s == resolved.sparsity  ? ""
+                    : t.kind == Kind::kKeys ? "key_"
+                                            : "value_",
                     "sparsity is ",
                     s,
                     ", must be at most head_dim = ",
@@ -561,7 +563,8 @@ std::int64_t Trainer::step() const { return impl_->step; }
 bool Trainer::run(TrainObserver& observer) {
   const torch::InferenceMode no_gradients;
   Impl::Clock::time_point first_step_done;
-  for (std::int64_t steps = 0; !impl_->budget_known() || impl_->step < impl_->num_steps(); ++steps) {
+  for (std::int64_t steps = 0; !impl_->budget_known() || impl_->step < impl_->num_steps();
+       ++steps) {
     TrainStep done;
     try {
       done = impl_->train_step();
@@ -696,7 +699,7 @@ std::vector<float> initial_atoms(const DictionarySet& set,
                                  KeyStage key_stage) {
   std::vector<float> atoms;
   for (const TrainTarget& target : targets) {
-    const Dictionary* d = set.find(target.layer, target.kind);
+    const Dictionary* d = set.find(target.layer, target.kind, target.head);
     if (d == nullptr) throw_invalid(path, ": has no dictionary for ", name_of(target));
     if (d->num_atoms != config.num_atoms || d->dim != dim)
       throw_invalid(path,

@@ -26,7 +26,8 @@ std::vector<float> rows_to_fit(ActivationReader& reader,
                                const TrainingFrame& frame,
                                std::uint64_t seed) {
   const std::int64_t heads = reader.info().kv_heads, dim = reader.info().head_dim;
-  const std::int64_t piece = std::min(num_rows, std::max(kFitPiece / heads, std::int64_t{1}) * heads);
+  const std::int64_t piece =
+      std::min(num_rows, std::max(kFitPiece / heads, std::int64_t{1}) * heads);
   const std::int64_t pieces = std::clamp<std::int64_t>(num_rows / piece, 1, kFitRows / kFitPiece);
   std::vector<float> rows(static_cast<std::size_t>(pieces * piece * dim));
   for (std::int64_t i = 0; i < pieces; ++i) {
@@ -34,7 +35,12 @@ std::vector<float> rows_to_fit(ActivationReader& reader,
         pieces == 1 ? 0 : (num_rows - piece) * i / (pieces - 1) / heads * heads;
     float* out = rows.data() + i * piece * dim;
     reader.read(layer, kind, first, piece, out);
-    detail::move_positions(frame, layer, kind, out, piece, static_cast<int>(dim),
+    detail::move_positions(frame,
+                           layer,
+                           kind,
+                           out,
+                           piece,
+                           static_cast<int>(dim),
                            {seed, kFitOffsets, static_cast<std::uint64_t>(i)});
   }
   return rows;
@@ -59,7 +65,8 @@ Rope rope_of(const ActivationReader& reader) {
   const ActivationInfo& info = reader.info();
   const std::string where = reader.files().front();
   if (info.key_stage != KeyStage::kPostRope)
-    throw_invalid("position_offsets move post_rope keys; ", where, " holds ", name_of(info.key_stage));
+    throw_invalid(
+        "position_offsets move post_rope keys; ", where, " holds ", name_of(info.key_stage));
   if (info.rope.empty())
     throw_invalid("position_offsets need the model's rotation, which ",
                   where,
@@ -140,8 +147,8 @@ void move_positions(const TrainingFrame& frame,
   Random random(keys);
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(count));
   for (std::int32_t& offset : offsets)
-    offset = static_cast<std::int32_t>(
-        random.below(static_cast<std::uint64_t>(frame.position_offsets)));
+    offset =
+        static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(frame.position_offsets)));
   frame.rope.apply(layer, rows, dim, offsets.data(), count);
 }
 
