@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <tuple>
 
 #include "common/json_text.h"
 #include "common/options.h"
@@ -81,11 +83,37 @@ struct Config {
   }
 };
 
+/// Groups of layers that share dictionaries, those not trained left out; the others on their own.
+std::vector<std::vector<int>> layer_groups_of(const Config& config, int num_layers) {
+  const std::vector<int> layers = parse_layers(config.layers, num_layers);
+  std::vector<std::vector<int>> groups;
+  std::set<int> taken;
+  for (const std::string& text : split_commas({config.train.layer_groups})) {
+    if (text.empty()) continue;
+    std::vector<int> group;
+    for (int layer : parse_layers(text, num_layers)) {
+      if (!taken.insert(layer).second)
+        throw InvalidArgument("layer_groups is '" + config.train.layer_groups + "': layer " +
+                              std::to_string(layer) + " is in two groups");
+      if (std::binary_search(layers.begin(), layers.end(), layer)) group.push_back(layer);
+    }
+    if (!group.empty()) groups.push_back(group);
+  }
+  for (int layer : layers)
+    if (taken.count(layer) == 0) groups.push_back({layer});
+  std::sort(groups.begin(), groups.end());
+  return groups;
+}
+
 std::vector<TrainTarget> targets_of(const Config& config, const ActivationInfo& info) {
   std::vector<TrainTarget> targets;
-  for (int layer : parse_layers(config.layers, info.num_layers))
-    for (Kind kind : kBothKinds)
-      if (config.kinds == "both" || config.kinds == name_of(kind)) targets.push_back({layer, kind});
+  const bool by_head = config.train.dictionaries == "head";
+  for (const std::vector<int>& group : layer_groups_of(config, info.num_layers))
+    for (Kind kind : kBothKinds) {
+      if (config.kinds != "both" && config.kinds != name_of(kind)) continue;
+      for (int head = by_head ? 0 : -1; head < (by_head ? info.kv_heads : 0); ++head)
+        targets.push_back({group.front(), kind, head, {group.begin() + 1, group.end()}});
+    }
   return targets;
 }
 
@@ -116,12 +144,15 @@ class Observer : public TrainObserver {
       : folder_(folder),
         trainer_(trainer),
         checkpoint_seconds_(checkpoint_seconds),
-        interval_(std::max<std::int64_t>(1, trainer.config().num_steps() / 500)),
+        by_the_clock_(trainer.config().minutes > 0),
         progress_("training",
-                  static_cast<double>(trainer.config().num_steps()) * trainer.config().batch_size,
-                  "vectors"),
+                  by_the_clock_ ? trainer.config().minutes * 60
+                                : static_cast<double>(trainer.config().num_steps()) *
+                                      trainer.config().batch_size,
+                  by_the_clock_ ? "seconds" : "vectors"),
         last_save_(Clock::now()) {
-    progress_.start_from(static_cast<double>(trainer.step()) * trainer.config().batch_size);
+    if (!by_the_clock_)
+      progress_.start_from(static_cast<double>(trainer.step()) * trainer.config().batch_size);
   }
 
   void on_step(const TrainStep& step) override {
@@ -133,8 +164,10 @@ class Observer : public TrainObserver {
                   step.loss,
                   step.relative_error,
                   step.learning_rate);
-    progress_.update(static_cast<double>(step.vectors), detail);
-    if (step.step % interval_ == 0 || step.step == step.num_steps) flush();
+    progress_.update(by_the_clock_ ? progress_.seconds() : static_cast<double>(step.vectors),
+                     detail);
+    const std::int64_t interval = std::max<std::int64_t>(1, step.num_steps / 500);
+    if (step.step % interval == 0 || step.step == step.num_steps) flush();
   }
 
   bool wants_stop() override {
@@ -176,18 +209,86 @@ class Observer : public TrainObserver {
   RunFolder& folder_;
   const Trainer& trainer_;
   double checkpoint_seconds_;
-  std::int64_t interval_;
+  bool by_the_clock_;
   Progress progress_;
   Clock::time_point last_save_;
   TrainStep sum_, last_;
   int count_ = 0;
 };
 
+/// What was learnt as a file holds it: one dictionary for each layer, kind and head, with its
+/// frame.
+DictionarySet learned_dictionaries(const Trainer& trainer,
+                                   const std::vector<TrainTarget>& targets,
+                                   const TrainingFrame& frame,
+                                   const ActivationInfo& info) {
+  DictionarySet set = trainer.dictionaries();
+  set.key_stage = info.key_stage;
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    const TrainTarget& target = targets[i];
+    Dictionary& own = set.dictionaries[i];
+    own.head = target.head;
+    own.transform = frame.of(target.layer, target.kind, target.head);
+    own.format.max_atoms = trainer.config().sparsity_of(target.kind);
+    for (int layer : target.more_layers) {
+      Dictionary& other = set.dictionaries.emplace_back(set.dictionaries[i]);
+      other.layer = layer;
+      other.transform = frame.of(layer, target.kind, target.head);
+      other.shares_atoms_with = target.layer;
+    }
+  }
+  std::sort(set.dictionaries.begin(),
+            set.dictionaries.end(),
+            [](const Dictionary& a, const Dictionary& b) {
+              return std::tuple(a.layer, a.kind, a.head) < std::tuple(b.layer, b.kind, b.head);
+            });
+  return set;
+}
+
+/// How codes become bytes, and how many a layer gets: the file holds what is set here.
+void choose_formats(DictionarySet&) {}
+
 std::vector<int> report_sparsities(const TrainConfig& config, int dim) {
-  std::vector<int> out;
-  for (int s : {config.sparsity / 2, config.sparsity, 2 * config.sparsity})
-    if (s >= 1 && s <= std::min(dim, config.num_atoms)) out.push_back(s);
-  return out;
+  std::set<int> out;
+  for (int trained : {config.key_sparsity, config.value_sparsity})
+    for (int s : {trained / 2, trained, 2 * trained})
+      if (s >= 1 && s <= std::min(dim, config.num_atoms)) out.insert(s);
+  return {out.begin(), out.end()};
+}
+
+/// Of one layer and kind, each head coded with the dictionary that serves it.
+RelativeErrors held_out_errors(Evaluator& evaluator,
+                               const std::vector<int>& sparsities,
+                               const DictionarySet& set,
+                               int layer,
+                               Kind kind,
+                               Validation validation) {
+  constexpr std::int64_t kPiece = 2048;  // a stop is heard between two of them
+  const int heads = validation.reader->info().kv_heads, dim = validation.reader->info().head_dim;
+  const std::int64_t piece = std::max<std::int64_t>(1, kPiece / heads) * heads;
+  std::vector<float> rows(static_cast<std::size_t>(piece * dim)), of_head;
+  RelativeErrors errors(sparsities);
+  const Dictionary* all = set.find(layer, kind);
+  if (all != nullptr) evaluator.use(*all);
+  for (std::int64_t first = 0; first < validation.num_rows; first += piece) {
+    if (stop_requested())
+      throw Interrupted("stopped in the report; the same command with --resume makes it");
+    const std::int64_t count = std::min(piece, validation.num_rows - first);
+    const int first_head = static_cast<int>((validation.first_row + first) % heads);
+    validation.reader->read(layer, kind, validation.first_row + first, count, rows.data());
+    if (all != nullptr) {
+      evaluator.measure(rows.data(), count, errors, first_head);
+      continue;
+    }
+    for (int head = 0; head < heads; ++head) {
+      of_head.clear();
+      for (std::int64_t row = (head - first_head + heads) % heads; row < count; row += heads)
+        of_head.insert(of_head.end(), rows.data() + row * dim, rows.data() + (row + 1) * dim);
+      evaluator.use(*set.find(layer, kind, head));
+      evaluator.measure(of_head.data(), static_cast<std::int64_t>(of_head.size()) / dim, errors);
+    }
+  }
+  return errors;
 }
 
 report::EvaluationReport evaluate_run(const Config& config,
@@ -222,36 +323,29 @@ report::EvaluationReport evaluate_run(const Config& config,
                        static_cast<float>(train.relative_tolerance),
                        Selection::from(train.selection),
                        train.threads});
-  constexpr std::int64_t kPiece = 2048;  // a stop is heard between two of them
-  std::vector<float> vectors(static_cast<std::size_t>(kPiece * info.head_dim));
-  for (const Dictionary& d : set.dictionaries) {
-    evaluator.use(d);
-    RelativeErrors errors(out.sparsities);
-    for (std::int64_t row = 0; row < validation.num_rows; row += kPiece) {
-      if (stop_requested())
-        throw Interrupted("stopped in the report; the same command with --resume makes it");
-      const std::int64_t rows = std::min(kPiece, validation.num_rows - row);
-      validation.reader->read(d.layer, d.kind, validation.first_row + row, rows, vectors.data());
-      evaluator.measure(vectors.data(), rows, errors);
+  for (int layer : out.layers)
+    for (Kind kind : kBothKinds) {
+      if (set.find(layer, kind, 0) == nullptr) continue;
+      const RelativeErrors errors =
+          held_out_errors(evaluator, out.sparsities, set, layer, kind, validation);
+      if (errors.num_not_finite() > 0)
+        out.notes.push_back("layer " + std::to_string(layer) + " " + name_of(kind) + ": " +
+                            std::to_string(errors.num_not_finite()) + " of " +
+                            std::to_string(validation.num_rows) +
+                            " held-out vectors hold NaN or Inf and are not in the report");
+      for (const ErrorSummary& e : errors.summarize())
+        out.rows.push_back({data.name,
+                            layer,
+                            kind,
+                            "dictionary",
+                            e.sparsity,
+                            e.mean,
+                            e.median,
+                            e.p99,
+                            e.mean_atoms,
+                            e.vectors});
+      data.not_finite += errors.num_not_finite();
     }
-    if (errors.num_not_finite() > 0)
-      out.notes.push_back("layer " + std::to_string(d.layer) + " " + name_of(d.kind) + ": " +
-                          std::to_string(errors.num_not_finite()) + " of " +
-                          std::to_string(validation.num_rows) +
-                          " held-out vectors hold NaN or Inf and are not in the report");
-    for (const ErrorSummary& e : errors.summarize())
-      out.rows.push_back({data.name,
-                          d.layer,
-                          d.kind,
-                          "dictionary",
-                          e.sparsity,
-                          e.mean,
-                          e.median,
-                          e.p99,
-                          e.mean_atoms,
-                          e.vectors});
-    data.not_finite += errors.num_not_finite();
-  }
   out.datasets.push_back(data);
   return out;
 }
@@ -344,12 +438,15 @@ std::map<std::string, std::string> provenance(const Config& config,
   std::string corpora;
   for (const std::string& name : info.corpora) corpora += (corpora.empty() ? "" : ", ") + name;
   return {{"model", info.model},
+          {"rope", info.rope},
           {"model_sha256", info.model_sha256},
           {"corpora", corpora},
           {"data", config.data},
           {"recipe", train.recipe},
           {"num_atoms", std::to_string(train.num_atoms)},
           {"sparsity", std::to_string(train.sparsity)},
+          {"key_sparsity", std::to_string(train.key_sparsity)},
+          {"value_sparsity", std::to_string(train.value_sparsity)},
           {"selection", train.selection},
           {"vectors", std::to_string(train.num_steps() * train.batch_size)},
           {"seed", std::to_string(train.seed)},
@@ -370,6 +467,11 @@ std::string write_dictionary_files(const Config& config,
   write_dictionaries(set, folder.file("dictionary.safetensors"));
   if (set.key_stage == KeyStage::kPreRope)
     return "no dictionary.pt: the published layout has no place for pre_rope keys";
+  for (const Dictionary& d : set.dictionaries)
+    if (d.head != Dictionary::kAllHeads || !d.transform.is_identity())
+      return "no dictionary.pt: the published layout has no place for transforms or dictionaries "
+             "of "
+             "single heads";
   if (static_cast<int>(set.dictionaries.size()) != 2 * info.num_layers)
     return "no dictionary.pt: the published layout needs keys and values of all " +
            std::to_string(info.num_layers) + " layers";
@@ -420,12 +522,22 @@ int train(const Config& config,
                 std::to_string(config.train.num_atoms) +
                 " atoms: the dictionary will know them by heart");
 
+  const TrainingFrame frame = fit_frame(reader, targets, training_rows, config.train);
+  std::vector<float> initial;
+  if (!config.train.initial.empty())
+    initial = initial_atoms(read_dictionaries(config.train.initial),
+                            config.train.initial,
+                            targets,
+                            config.train,
+                            info.head_dim,
+                            info.key_stage);
   ActivationSampler sampler(reader,
                             targets,
                             training_rows,
                             config.train.seed,
-                            static_cast<std::size_t>(config.pool_mib) << 20);
-  Trainer trainer(config.train, targets, sampler);
+                            static_cast<std::size_t>(config.pool_mib) << 20,
+                            frame);
+  Trainer trainer(config.train, targets, sampler, initial);
   const TrainConfig& resolved = trainer.config();
   if (config.dry_run) {
     const double seconds = probe_step_seconds(trainer);
@@ -450,7 +562,18 @@ int train(const Config& config,
            (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
 
   Observer observer(folder, trainer, config.checkpoint_seconds);
-  const bool finished = trainer.run(observer);
+  bool finished = false;
+  try {
+    finished = trainer.run(observer);
+  } catch (const Diverged& e) {
+    observer.flush();
+    DictionarySet best = learned_dictionaries(trainer, targets, frame, info);
+    best.metadata = provenance(config, trainer.config(), info, options);
+    best.metadata["diverged"] = e.what();
+    write_dictionaries(best, folder.file("dictionary.safetensors"));
+    throw Diverged(std::string(e.what()) + "; they are in " +
+                   folder.file("dictionary.safetensors"));
+  }
   observer.flush();
   folder.save_checkpoint(trainer);
   if (!finished)
@@ -458,9 +581,9 @@ int train(const Config& config,
                       std::to_string(resolved.num_steps()) +
                       "; the same command with --resume goes on from there");
 
-  DictionarySet set = trainer.dictionaries();
-  set.key_stage = info.key_stage;
+  DictionarySet set = learned_dictionaries(trainer, targets, frame, info);
   set.metadata = provenance(config, resolved, info, options);
+  choose_formats(set);
   report::EvaluationReport result = evaluate_run(config, resolved, set, validation);
   set.metadata["held_out_relative_error"] =
       value_text(report::mean_error(result, {"dictionary", resolved.sparsity, {}, {}, {}, {}}));
@@ -476,7 +599,11 @@ int train(const Config& config,
   if (!no_pt.empty()) result.notes.push_back(no_pt);
   if (observer.last().bad_vectors > 0)
     result.notes.push_back(std::to_string(observer.last().bad_vectors) +
-                           " vectors with NaN or Inf were left out of training");
+                           " vectors with NaN or Inf were left out of training" +
+                           (observer.last().skipped_batches == 0
+                                ? ""
+                                : "; " + std::to_string(observer.last().skipped_batches) +
+                                      " batches held nothing else"));
   report::Training training{resolved.recipe, to_yaml(options), observer.seconds(), folder.series()};
   const std::vector<int> unused = trainer.unused_atoms();
   for (std::size_t i = 0; i < training.series.size(); ++i)

@@ -52,9 +52,13 @@ std::vector<fs::path> checkpoints_in(
   return paths;
 }
 
-std::string name_of_series(const report::TrainingSeries& series) {
-  char name[32];
-  std::snprintf(name, sizeof name, "layer%02d_%s", series.layer, name_of(series.kind));
+std::string name_of_series(const TrainTarget& target) {
+  char number[16];
+  std::snprintf(number, sizeof number, "layer%02d", target.layer);
+  std::string name = number;
+  for (int layer : target.more_layers) name += "+" + std::to_string(layer);
+  name += std::string("_") + name_of(target.kind);
+  if (target.head >= 0) name += "_head" + std::to_string(target.head);
   return name;
 }
 
@@ -138,9 +142,12 @@ void RunFolder::save_checkpoint(const Trainer& trainer) const {
 }
 
 void RunFolder::open_metrics(const std::vector<TrainTarget>& targets, std::int64_t step) {
-  for (const TrainTarget& target : targets) series_.push_back({target.layer, target.kind, {}, -1});
+  for (const TrainTarget& target : targets) {
+    series_.push_back({target.layer, target.kind, {}, -1});
+    names_.push_back(name_of_series(target));
+  }
   std::string kept_lines, csv = "step,vectors,learning_rate,loss,relative_error";
-  for (const report::TrainingSeries& series : series_) csv += "," + name_of_series(series);
+  for (const std::string& name : names_) csv += "," + name;
   csv += "\n";
   std::ifstream in(file("metrics.jsonl"));
   for (std::string line; std::getline(in, line);) {
@@ -180,9 +187,8 @@ void RunFolder::log(const TrainStep& step) {
   tensorboard_->scalar("RelativeReconstructionError/train", step.relative_error, step.step);
   tensorboard_->scalar("LearningRate", step.learning_rate, step.step);
   for (std::size_t i = 0; i < series_.size(); ++i)
-    tensorboard_->scalar("RelativeReconstructionError/train_" + name_of_series(series_[i]),
-                         step.relative_errors[i],
-                         step.step);
+    tensorboard_->scalar(
+        "RelativeReconstructionError/train_" + names_[i], step.relative_errors[i], step.step);
 }
 
 void RunFolder::log_scalar(const std::string& tag, double value, std::int64_t step) {

@@ -46,6 +46,7 @@ class RunFolder {
 
   std::string path_;
   std::vector<report::TrainingSeries> series_;
+  std::vector<std::string> names_;  // of the series, as in the header of metrics.csv
   std::unique_ptr<TensorBoard> tensorboard_;
 };
 

@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "lexico/activations.h"
 #include "lexico/error.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 
 namespace lexico {
@@ -16,12 +18,16 @@ namespace {
 constexpr int kLayers = 2, kHeads = 2, kDim = 4;
 
 /// A file whose vectors say where they stand: (row / 1000, row % 1000, layer, kind).
-void write_numbered(const std::string& path, std::int64_t tokens, bool half) {
+void write_numbered(const std::string& path,
+                    std::int64_t tokens,
+                    bool half,
+                    const std::string& rope = {}) {
   ActivationInfo info;
   info.model = "numbers";
   info.corpora = {"numbers"};
   info.corpus_documents = {1};
   info.half = half;
+  info.rope = rope;
   info.num_layers = kLayers;
   info.kv_heads = kHeads;
   info.head_dim = kDim;
@@ -135,6 +141,121 @@ TEST_P(Sampler, WhatDoesNotFitTheFileIsRefused) {
   EXPECT_THROW(ActivationSampler(*reader_, {{0, Kind::kKeys}}, 10001, 0, 1000), InvalidArgument);
   EXPECT_THROW(ActivationSampler(*reader_, {{0, Kind::kKeys}}, 0, 0, 1000), InvalidArgument);
   EXPECT_THROW(ActivationSampler(*reader_, {}, 10, 0, 1000), InvalidArgument);
+}
+
+TEST_P(Sampler, HeadsGetTheirRowsOfTheSameTokens) {
+  std::vector<TrainTarget> targets;
+  for (int head : {0, 1}) targets.push_back({1, Kind::kKeys, head});
+  targets.push_back({0, Kind::kValues, 1});
+  ActivationSampler s(*reader_, targets, kUsed, 1, 100'000);
+  std::vector<float> batch(3 * kUsed / 2 * kDim);
+  s.next(kUsed / 2, batch.data());
+  std::vector<std::int64_t> rows[3];
+  for (int t = 0; t < 3; ++t) rows[t] = rows_of(batch.data() + t * kUsed / 2 * kDim, kUsed / 2);
+  EXPECT_EQ(std::set(rows[0].begin(), rows[0].end()).size(), static_cast<std::size_t>(kUsed / 2));
+  EXPECT_EQ(rows[1], rows[2]);
+  for (std::size_t i = 0; i < rows[0].size(); ++i) {
+    ASSERT_EQ(rows[0][i] % kHeads, 0);
+    ASSERT_EQ(rows[1][i], rows[0][i] + 1);
+  }
+  s.seek(4321);
+  std::vector<float> one(3 * kDim);
+  s.next(1, one.data());
+  EXPECT_EQ(rows_of(one.data(), 1)[0], rows[0][4321]);
+  EXPECT_THROW(ActivationSampler(*reader_, {{0, Kind::kKeys, 2}}, kUsed, 1, 1000), InvalidArgument);
+  EXPECT_THROW(ActivationSampler(*reader_, {{0, Kind::kKeys, 0}, {0, Kind::kKeys}}, kUsed, 1, 1000),
+               InvalidArgument);
+}
+
+TEST_P(Sampler, GroupsOfLayersTakeTurns) {
+  ActivationSampler s(*reader_, {{0, Kind::kKeys, -1, {1}}}, kUsed, 1, 100'000);
+  std::vector<float> batch(2 * kUsed * kDim);
+  s.next(2 * kUsed, batch.data());
+  std::set<std::pair<std::int64_t, float>> met;  // row and layer
+  for (std::int64_t i = 0; i < 2 * kUsed; ++i)
+    met.insert(
+        {rows_of(batch.data() + i * kDim, 1)[0], batch[static_cast<std::size_t>(i * kDim + 2)]});
+  // Orders differ from epoch to epoch: about half the rows come from both layers.
+  EXPECT_GT(met.size(), static_cast<std::size_t>(kUsed * 4 / 3));
+  double second = 0;
+  for (std::int64_t i = 0; i < kUsed; ++i) second += batch[static_cast<std::size_t>(i * kDim + 2)];
+  EXPECT_NEAR(second / kUsed, 0.5, 0.01);
+}
+
+TEST_P(Sampler, FramesAreFittedAndAppliedAlikeEveryTime) {
+  TrainConfig config;
+  config.mean = "head";
+  config.scale = "unit";
+  const std::vector<TrainTarget> targets = {{1, Kind::kKeys}, {0, Kind::kValues}};
+  const TrainingFrame frame = fit_frame(*reader_, targets, kUsed, config),
+                      again = fit_frame(*reader_, targets, kUsed, config);
+  const Transform transform = frame.of(1, Kind::kKeys);
+  EXPECT_EQ(transform.mean, again.of(1, Kind::kKeys).mean);
+  EXPECT_TRUE(transform.unit_scale);
+  // Of the numbers that say where a row stands; a sample, so roughly.
+  EXPECT_NEAR(transform.mean[0], 4, 0.5);
+  EXPECT_NEAR(transform.mean[1], 499, 25);
+  EXPECT_EQ(transform.mean[2], 1.0f);
+  const Transform second = frame.of(1, Kind::kKeys, 1);
+  EXPECT_EQ(second.heads, 1);
+  EXPECT_EQ(second.mean, std::vector<float>(transform.mean.begin() + kDim, transform.mean.end()));
+  EXPECT_TRUE(frame.of(0, Kind::kKeys).is_identity());
+
+  ActivationSampler plain(*reader_, targets, kUsed, 1, 200'000),
+      framed(*reader_, targets, kUsed, 1, 200'000, frame);
+  std::vector<float> a(2 * 50 * kDim), b(a.size());
+  plain.seek(100);
+  framed.seek(100);
+  plain.next(50, a.data());
+  framed.next(50, b.data());
+  // Pools differ in size, so rows may; each is checked by what it must be.
+  double length = 0;
+  for (int d = 0; d < kDim; ++d)
+    length += static_cast<double>(b[static_cast<std::size_t>(d)]) * b[static_cast<std::size_t>(d)];
+  EXPECT_NEAR(length, 1, 1e-5);
+  EXPECT_EQ(b[2], 0.0f);  // the layer, which is its mean
+}
+
+TEST_P(Sampler, FramesThatTheDataCannotGiveAreRefused) {
+  const std::vector<TrainTarget> targets = {{1, Kind::kKeys}};
+  TrainConfig config;
+  config.metric = "queries";
+  const auto message = [&] {
+    return test::message_of<InvalidArgument>([&] { fit_frame(*reader_, targets, kUsed, config); });
+  };
+  EXPECT_NE(message().find("needs pre_rope keys"), std::string::npos);
+  config.metric = "none";
+  config.position_offsets = 100;
+  EXPECT_NE(message().find("need the model's rotation"), std::string::npos);
+  EXPECT_TRUE(fit_frame(*reader_, {{0, Kind::kValues}}, kUsed, config).changes_nothing());
+}
+
+TEST(TrainingFrame, PositionOffsetsTurnKeysAndKeepTheirLength) {
+  const test::TemporaryFolder folder;
+  Rope rope;
+  rope.kind = "default";
+  rope.rotary_dim = kDim;
+  rope.inverse_frequencies = {1.0, 0.01};
+  write_numbered(folder.file("a.h5"), 500, false, rope.to_json());
+  ActivationReader reader(folder.file("a.h5"));
+  TrainConfig config;
+  config.position_offsets = 1000;
+  const std::vector<TrainTarget> targets = {{1, Kind::kKeys}, {1, Kind::kValues}};
+  ActivationSampler moved(
+      reader, targets, 1000, 1, 1 << 20, fit_frame(reader, targets, 1000, config)),
+      still(reader, targets, 1000, 1, 1 << 20);
+  std::vector<float> a(2 * 1000 * kDim), b(a.size());
+  moved.next(1000, a.data());
+  still.next(1000, b.data());
+  int turned = 0;
+  for (std::size_t i = 0; i < 1000; ++i) {
+    const float *x = a.data() + i * kDim, *y = b.data() + i * kDim;
+    for (int pair : {0, 1})  // "half": dims i and i + 2
+      ASSERT_NEAR(std::hypot(x[pair], x[pair + 2]), std::hypot(y[pair], y[pair + 2]), 1e-2);
+    turned += std::abs(x[1] - y[1]) > 1e-3f;
+  }
+  EXPECT_GT(turned, 900);
+  EXPECT_TRUE(std::equal(a.begin() + 1000 * kDim, a.end(), b.begin() + 1000 * kDim));  // values
 }
 
 INSTANTIATE_TEST_SUITE_P(Storage, Sampler, ::testing::Bool(), [](const auto& test) {

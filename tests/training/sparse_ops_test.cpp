@@ -94,5 +94,44 @@ TEST(SparseOps, OtherRulesAreRefusedOffTheCpu) {
   EXPECT_THROW(code_with_tensor_ops(c.atoms, c.signals, ols), InvalidArgument);
 }
 
+TEST(SparseOps, TensorOperationsMoveTheAtomsAsTheKernelsDo) {
+  const Case c = random_case(3, 130, 24, 300);
+  SparseOps ops(options(4), torch::kCPU);
+  const CodedBatch coded = ops.code(c.atoms, c.signals, {4, 2, 4});
+  EXPECT_TRUE((coded.indices[1].narrow(1, 2, 2) == -1).all().item<bool>());
+  EXPECT_TRUE(torch::equal(code_with_tensor_ops(c.atoms, c.signals, options(4), {4, 2, 4}).used,
+                           coded.used));
+
+  torch::Tensor A[2], B[2], atoms[2];
+  for (int i : {0, 1}) {
+    A[i] = torch::full({3, 130, 130}, 0.1f);
+    B[i] = torch::full({3, 130, 24}, 0.2f);
+    atoms[i] = c.atoms.clone();
+  }
+  ops.add_co_occurrence(c.atoms, coded, c.signals, 0.5, A[0], B[0]);
+  add_co_occurrence_with_tensor_ops(coded, c.signals, 0.5, A[1], B[1]);
+  EXPECT_TRUE(torch::allclose(A[0], A[1], 1e-4, 1e-4));
+  EXPECT_TRUE(torch::allclose(B[0], B[1], 1e-4, 1e-4));
+  ops.descend(atoms[0], A[0], B[0]);
+  descend_with_tensor_ops(atoms[1], A[0], B[0]);
+  EXPECT_TRUE(torch::allclose(atoms[0], atoms[1], 1e-3, 1e-3));
+
+  const torch::Tensor gradient = ops.gradient(c.atoms, coded, -2.0);
+  for (bool normalize_first : {false, true}) {
+    AdamMoments moments[2];
+    for (int i : {0, 1}) {
+      moments[i] = {torch::zeros_like(c.atoms), torch::zeros_like(c.atoms), 0};
+      atoms[i] = c.atoms.clone();
+    }
+    for (int step = 0; step < 3; ++step) {
+      ops.adam(atoms[0], moments[0], gradient, {1, 0, 0.1f}, 1e-2, normalize_first);
+      adam_with_tensor_ops(atoms[1], moments[1], gradient, {1, 0, 0.1f}, 1e-2, normalize_first);
+    }
+    EXPECT_TRUE(torch::allclose(atoms[0], atoms[1], 1e-4, 1e-5));
+    EXPECT_TRUE(torch::equal(atoms[0][1], c.atoms[1]));
+    EXPECT_TRUE(torch::allclose(moments[0].second, moments[1].second, 1e-4, 1e-7));
+  }
+}
+
 }  // namespace
 }  // namespace lexico::detail

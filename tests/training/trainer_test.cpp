@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -10,11 +11,14 @@
 
 #include "core/random.h"
 #include "lexico/error.h"
+#include "support/message_of.h"
 #include "support/temporary_folder.h"
 #include "training/recipe_case.h"
 
 namespace lexico {
 namespace {
+
+using test::message_of;
 
 /// Sparse combinations of hidden atoms, addressed by number: any batch split gives the same
 /// vectors.
@@ -36,7 +40,8 @@ class SyntheticStream : public VectorStream {
     position_ += count;
   }
   float scale = 1;
-  std::int64_t bad_every = 0;  ///< every so-th vector holds a NaN
+  std::int64_t bad_every = 0;                ///< every so-th vector holds a NaN
+  std::int64_t bad_from = 0, bad_until = 0;  ///< and all of these
 
  private:
   void fill(int p, std::int64_t number, float* x) const {
@@ -50,7 +55,7 @@ class SyntheticStream : public VectorStream {
       for (int d = 0; d < dim_; ++d) x[d] += weight * from[d];
     }
     for (int d = 0; d < dim_; ++d) x[d] *= scale;
-    if (bad_every > 0 && number % bad_every == 0)
+    if ((bad_every > 0 && number % bad_every == 0) || (number >= bad_from && number < bad_until))
       x[dim_ / 2] = std::numeric_limits<float>::quiet_NaN();
   }
   int num_dictionaries_, dim_, hidden_, sparsity_;
@@ -72,8 +77,9 @@ TrainConfig small_config(const std::string& recipe) {
   config.recipe = recipe;
   config.num_atoms = 48;
   config.sparsity = 3;
-  config.vectors = recipe == "sgd" ? 40 * 256 : 60 * 64;
-  config.batch_size = recipe == "sgd" ? 256 : 64;
+  config.vectors = recipe == "lexico" ? 60 * 64 : 40 * 256;
+  config.batch_size = recipe == "lexico" ? 64 : 256;
+  config.finish = recipe == "online" ? 0.3 : 0;  // both phases; stops and checkpoints fall in one
   config.epochs = 4;
   config.seed = 5;
   return config;
@@ -182,23 +188,157 @@ TEST_P(TrainerRecipe, VectorsWithNanAreLeftOutAndCounted) {
   EXPECT_TRUE(std::isfinite(record.steps.back().loss));
 }
 
+TEST_P(TrainerRecipe, ResumedInEachPhaseEndsWithTheSameAtoms) {
+  const test::TemporaryFolder folder;
+  const TrainConfig config = small_config(GetParam());
+  SyntheticStream stream(2, 16, 40, 3);
+  Trainer whole(config, kTwoTargets, stream);
+  Record record;
+  whole.run(record);
+  for (int at : {1, 27, 28, 29, 38}) {  // the finish of `online` begins after step 28
+    const std::string path = folder.file(std::to_string(at));
+    stream.seek(0);
+    Trainer part(config, kTwoTargets, stream);
+    Record until;
+    until.stop_at = at;
+    part.run(until);
+    part.save(path);
+    Trainer rest(config, kTwoTargets, stream);
+    rest.load(path);
+    Record after;
+    ASSERT_TRUE(rest.run(after));
+    EXPECT_EQ(atoms_of(rest), atoms_of(whole)) << at;
+    part.save(path + "again");  // saving does not depend on what is read ahead
+    Trainer again(config, kTwoTargets, stream);
+    again.load(path + "again");
+    EXPECT_EQ(atoms_of(again), atoms_of(part));
+  }
+}
+
+TEST_P(TrainerRecipe, StoppedAndRunOnInOneTrainerIsTheSame) {
+  const TrainConfig config = small_config(GetParam());
+  SyntheticStream stream(2, 16, 40, 3), other(2, 16, 40, 3);
+  Trainer whole(config, kTwoTargets, stream), parts(config, kTwoTargets, other);
+  Record record, first, second;
+  whole.run(record);
+  first.stop_at = 9;
+  parts.run(first);
+  parts.run(second);
+  EXPECT_EQ(atoms_of(parts), atoms_of(whole));
+}
+
+TEST_P(TrainerRecipe, ABatchOfNothingButNanIsSkippedAndCounted) {
+  SyntheticStream stream(2, 16, 40, 3);
+  const TrainConfig config = small_config(GetParam());
+  stream.bad_from = 5 * config.batch_size;  // batches 6 and 7
+  stream.bad_until = 7 * config.batch_size;
+  Trainer trainer(config, kTwoTargets, stream);
+  Record record;
+  ASSERT_TRUE(trainer.run(record));
+  EXPECT_EQ(record.steps.back().skipped_batches, 2 * 2);
+  EXPECT_EQ(record.steps.back().bad_vectors, 2 * 2 * config.batch_size);
+  EXPECT_EQ(record.steps[5].relative_errors, record.steps[4].relative_errors);
+  for (float v : atoms_of(trainer)) ASSERT_TRUE(std::isfinite(v));
+}
+
 TEST_P(TrainerRecipe, NothingButNanIsAnErrorThatNamesTheDictionary) {
   SyntheticStream stream(2, 16, 40, 3);
   stream.bad_every = 1;
   Trainer trainer(small_config(GetParam()), kTwoTargets, stream);
   Record record;
-  try {
-    trainer.run(record);
-    FAIL() << "no error";
-  } catch (const IoError& e) {
-    EXPECT_NE(std::string(e.what()).find("layer 0 keys"), std::string::npos) << e.what();
-  }
+  EXPECT_NE(message_of<IoError>([&] { trainer.run(record); }).find("layer 0 keys"),
+            std::string::npos);
+  EXPECT_LE(record.steps.size(), 16u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Recipes,
                          TrainerRecipe,
-                         ::testing::Values("lexico", "sgd"),
+                         ::testing::Values("lexico", "sgd", "online"),
                          [](const auto& test) { return std::string(test.param); });
+
+TEST(Trainer, DivergenceStopsWithAdviceAndKeepsTheBest) {
+  SyntheticStream stream(1, 16, 40, 3);
+  TrainConfig config = small_config("sgd");
+  config.learning_rate = 1;
+  config.vectors = 100'000'000;
+  SyntheticStream other(1, 16, 40, 3);
+  TrainConfig good = small_config("sgd");
+  good.vectors = 40 * 4096;
+  good.learning_rate = 1e-2;
+  Trainer start(good, {{2, Kind::kKeys}}, other);
+  Record record;
+  start.run(record);
+  Trainer trainer(config, {{2, Kind::kKeys}}, stream, atoms_of(start));
+  Record until;
+  const std::string message = message_of<Diverged>([&] { trainer.run(until); });
+  EXPECT_NE(message.find("layer 2 keys diverged"), std::string::npos) << message;
+  EXPECT_NE(message.find("try a learning_rate below 1"), std::string::npos) << message;
+  EXPECT_EQ(atoms_of(trainer), atoms_of(start));
+}
+
+TEST(Trainer, MinutesBecomeStepsThatACheckpointKeeps) {
+  const test::TemporaryFolder folder;
+  SyntheticStream stream(2, 16, 40, 3);
+  TrainConfig config = small_config("sgd");
+  config.vectors = 0;
+  config.minutes = 0.02;
+  Trainer trainer(config, kTwoTargets, stream);
+  Record record;
+  const auto began = std::chrono::steady_clock::now();
+  ASSERT_TRUE(trainer.run(record));
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  EXPECT_GT(seconds, 0.3);
+  EXPECT_LT(seconds, 5);  // 1.2 where nothing else runs
+  EXPECT_EQ(record.steps.front().num_steps, 0);
+  EXPECT_EQ(record.steps.back().num_steps, record.steps.back().step);
+  EXPECT_EQ(trainer.config().num_steps(), trainer.step());
+  EXPECT_LT(record.steps.back().learning_rate, 1e-3);  // annealed to what the budget became
+  trainer.save(folder.file("a"));
+  Trainer rest(config, kTwoTargets, stream);
+  rest.load(folder.file("a"));
+  EXPECT_EQ(rest.config().num_steps(), trainer.step());
+  EXPECT_TRUE(rest.run(record));
+}
+
+TEST(Trainer, KeysAndValuesMayTakeDifferentNumbersOfAtoms) {
+  SyntheticStream stream(2, 16, 40, 3);
+  TrainConfig config = small_config("sgd");
+  config.key_sparsity = 1;
+  config.value_sparsity = 6;
+  Trainer trainer(config, kTwoTargets, stream);
+  Record record;
+  trainer.run(record);
+  EXPECT_LT(2 * record.steps.back().relative_errors[1], record.steps.back().relative_errors[0]);
+}
+
+TEST(Trainer, InitialDictionariesMustFitAndBothSidesAreNamed) {
+  DictionarySet set;
+  Dictionary d;
+  d.layer = 1;
+  d.num_atoms = 48;
+  d.dim = 16;
+  d.atoms.assign(48 * 16, 0.25f);
+  set.dictionaries = {d};
+  const TrainConfig config = small_config("sgd");
+  const auto atoms = [&](std::vector<TrainTarget> targets, int dim, KeyStage stage) {
+    return initial_atoms(set, "old.safetensors", targets, config, dim, stage);
+  };
+  EXPECT_EQ(atoms({{1, Kind::kKeys}}, 16, KeyStage::kPostRope), d.atoms);
+  EXPECT_EQ(message_of<InvalidArgument>([&] {
+              atoms({{0, Kind::kKeys}}, 16, {});
+            }),
+            "old.safetensors: has no dictionary for layer 0 keys");
+  EXPECT_EQ(message_of<InvalidArgument>([&] {
+              atoms({{1, Kind::kKeys}}, 8, {});
+            }),
+            "old.safetensors: the dictionary for layer 1 keys has 48 atoms of dim 16; this run has "
+            "num_atoms 48 and vectors of dim 8");
+  EXPECT_EQ(message_of<InvalidArgument>([&] {
+              atoms({{1, Kind::kKeys}}, 16, KeyStage::kPreRope);
+            }),
+            "old.safetensors: its keys are post_rope, those of the data are pre_rope");
+}
 
 TEST(Trainer, SgdRevivesAtomsThatNoVectorUses) {
   // All vectors lie in the first 4 of 16 dimensions; half the atoms start in the others, where no

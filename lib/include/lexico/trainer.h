@@ -6,15 +6,21 @@
 #include <vector>
 
 #include "lexico/dictionary.h"
+#include "lexico/error.h"
 #include "lexico/train_config.h"
 
 namespace lexico {
 
 /// One dictionary to be trained.
 struct TrainTarget {
-  int layer = 0;
+  int layer = 0;  ///< of a group: the first
   Kind kind = Kind::kKeys;
+  int head = -1;                      ///< the KV head it serves; -1: all of the layer
+  std::vector<int> more_layers = {};  ///< that share it
 };
+
+/// "layer 3 keys", "layer 3 keys, head 1", "layers 0, 1, 2 values".
+std::string name_of(const TrainTarget& target);
 
 /// Where training vectors come from: an endless stream, the same for the same seed.
 class VectorStream {
@@ -32,14 +38,17 @@ class VectorStream {
 
 /// One step, as an observer sees it.
 struct TrainStep {
-  std::int64_t step = 0, num_steps = 0;  ///< step counts from 1
-  std::int64_t vectors = 0;              ///< of each dictionary, so far
+  std::int64_t step = 0;       ///< counts from 1
+  std::int64_t num_steps = 0;  ///< 0: not known yet (a budget in minutes)
+  std::int64_t vectors = 0;    ///< of each dictionary, so far
   double learning_rate = 0;
   double loss = 0;            ///< mean of (x - D y)^2 over batch, dictionaries and channels
   double relative_error = 0;  ///< mean of |x - D y| / (|x| + 1e-8) over batch and dictionaries
-  std::vector<double> relative_errors;  ///< the same, of each dictionary
-  std::int64_t bad_vectors = 0;         ///< vectors with NaN or Inf met so far, left out
-  std::int64_t revived_atoms = 0;       ///< so far
+  std::vector<double> relative_errors;  ///< the same, of each dictionary; without a usable vector
+                                        ///< in the batch, that of the step before
+  std::int64_t bad_vectors = 0;      ///< vectors with NaN or Inf met so far, left out
+  std::int64_t skipped_batches = 0;  ///< of one dictionary, with no other vectors; so far
+  std::int64_t revived_atoms = 0;    ///< so far
 };
 
 class TrainObserver {
@@ -50,14 +59,22 @@ class TrainObserver {
   virtual bool wants_stop() { return false; }
 };
 
+/// Training went wrong: a dictionary codes no better than random directions, after it did, or holds
+/// no numbers any more. The message gives advice; the trainer then holds the best atoms so far.
+class Diverged : public InvalidArgument {
+ public:
+  using InvalidArgument::InvalidArgument;
+};
+
 /// Learns one dictionary per target, all side by side: pursuit in the loop, gradient descent on the
-/// atoms, unit norm. Source: Lexico, arXiv:2412.08890; recipe `lexico` follows the released trainer
-/// step by step (docs/training.md). On the CPU the result depends on the seed and the config alone,
-/// not on the thread count.
+/// atoms (or block coordinate descent), unit norm. Source: Lexico, arXiv:2412.08890; recipe
+/// `lexico` follows the released trainer step by step (docs/training.md). On the CPU the result
+/// depends on the seed and the config alone, not on the thread count.
 class Trainer {
  public:
   /// @param stream  gives vectors for the targets, in their order; must outlive the trainer.
   /// @param initial  empty, or one dictionary per target to start from, [targets, num_atoms, dim].
+  ///                 Reading the file that config.initial names is the caller's part.
   /// @throws InvalidArgument if the config is out of range or does not fit the stream's dim;
   /// ResourceError if the
   ///         device is not there or has too little memory.
@@ -67,12 +84,12 @@ class Trainer {
           const std::vector<float>& initial = {});
   ~Trainer();
 
-  const TrainConfig& config() const;  ///< resolved
+  const TrainConfig& config() const;  ///< resolved; of a budget in minutes once it is known
 
-  /// Trains until the budget is used or the observer wants to stop. @returns whether the budget is
-  /// used.
-  /// @throws IoError if all vectors of a dictionary in a batch hold NaN or Inf; Error if training
-  /// diverges.
+  /// Trains until the budget is used or the observer wants to stop. The next batch is read while a
+  /// step runs. @returns whether the budget is used.
+  /// @throws IoError if a dictionary meets nothing but NaN and Inf from the start, or vectors too
+  /// large to square; Diverged.
   bool run(TrainObserver& observer);
 
   /// The dictionaries as they are now, unit norm.
@@ -91,5 +108,15 @@ class Trainer {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// The atoms of the targets in dictionaries read from `path`, to start from: [targets, num_atoms,
+/// dim]. @throws InvalidArgument naming both sides if a layer, the number of atoms, the dim or the
+/// key stage does not fit.
+std::vector<float> initial_atoms(const DictionarySet& set,
+                                 const std::string& path,
+                                 const std::vector<TrainTarget>& targets,
+                                 const TrainConfig& config,
+                                 int dim,
+                                 KeyStage key_stage);
 
 }  // namespace lexico

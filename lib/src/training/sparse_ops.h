@@ -2,41 +2,87 @@
 
 #include <torch/types.h>
 
+#include "kernels/sparse/sparse.h"
 #include "lexico/encoder.h"
 
 namespace lexico::detail {
 
 /// A coded batch of P dictionaries: which atoms, how much of each, what is left.
 struct CodedBatch {
-  torch::Tensor indices;   ///< [P, B, s] int32, -1 in unused slots
-  torch::Tensor weights;   ///< [P, B, s]
-  torch::Tensor residual;  ///< [P, B, m] = x - D y
+  torch::Tensor indices;              ///< [P, B, s] int32, -1 in unused slots
+  torch::Tensor weights;              ///< [P, B, s]
+  torch::Tensor residual;             ///< [P, B, m] = x - D y
+  torch::Tensor signal_norms = {};    ///< [P, B], on the host: |x|; not finite for a bad vector
+  torch::Tensor residual_norms = {};  ///< [P, B], on the host: |x - D y|
+  torch::Tensor used = {};            ///< [P, N] bool: atoms in some code
+  torch::Tensor offsets = {}, slots = {};  ///< kernels::AtomUses; undefined: made when needed
 };
 
-/// Pursuit and the gradient on tensors: on the CPU by our own kernels, elsewhere by tensor
+/// How an Adam step is taken; the moments are [P, N, m].
+struct AdamMoments {
+  torch::Tensor first, second;
+  std::int64_t step = 0;  ///< taken so far
+};
+
+/// Pursuit and what moves the atoms, on tensors: on the CPU by our own kernels, elsewhere by tensor
 /// operations.
 class SparseOps {
  public:
   SparseOps(const EncodeOptions& options, torch::Device device);
-  /// @param atoms  [P, N, m] unit rows, @param signals  [P, B, m], both float32, contiguous, on the
-  /// device.
-  CodedBatch code(const torch::Tensor& atoms, const torch::Tensor& signals);
+  /// @param atoms    [P, N, m] unit rows, @param signals  [P, B, m], both float32, contiguous, on
+  ///                 the device.
+  /// @param budgets  empty, or most atoms for the signals of each dictionary, [P].
+  /// The result stands until the next call.
+  CodedBatch code(const torch::Tensor& atoms,
+                  const torch::Tensor& signals,
+                  const std::vector<int>& budgets = {});
   /// [P, N, m] = scale * sum over signals of y_n r.
   torch::Tensor gradient(const torch::Tensor& atoms, const CodedBatch& batch, double scale) const;
+  /// kernels::AdamStep: the tangent part of `gradient`, times `scales` [P] (0: the dictionary
+  /// stays).
+  void adam(torch::Tensor& atoms,
+            AdamMoments& moments,
+            const torch::Tensor& gradient,
+            const std::vector<float>& scales,
+            double rate,
+            bool normalize_first) const;
+  /// A [P, N, N] = keep A + sum y y^T, B [P, N, m] = keep B + sum y x^T.
+  void add_co_occurrence(const torch::Tensor& atoms,
+                         const CodedBatch& batch,
+                         const torch::Tensor& signals,
+                         double keep,
+                         torch::Tensor& A,
+                         torch::Tensor& B) const;
+  /// One sweep of block coordinate descent (kernels::cpu::descend_atoms).
+  void descend(torch::Tensor& atoms, const torch::Tensor& A, const torch::Tensor& B) const;
 
  private:
   EncodeOptions options_;
   torch::Device device_;
   Encoder encoder_;
   SparseCodes codes_;
+  std::vector<std::int32_t> signal_budgets_;
 };
 
-// The two forms of each, apart so that a test can hold them against each other.
+// The tensor forms, apart so that a test can hold them against the kernels.
 CodedBatch code_with_tensor_ops(const torch::Tensor& atoms,
                                 const torch::Tensor& signals,
-                                const EncodeOptions& options);
+                                const EncodeOptions& options,
+                                const std::vector<int>& budgets = {});
 torch::Tensor gradient_with_tensor_ops(const torch::Tensor& atoms,
                                        const CodedBatch& batch,
                                        double scale);
+void adam_with_tensor_ops(torch::Tensor& atoms,
+                          AdamMoments& moments,
+                          const torch::Tensor& gradient,
+                          const std::vector<float>& scales,
+                          double rate,
+                          bool normalize_first);
+void add_co_occurrence_with_tensor_ops(const CodedBatch& batch,
+                                       const torch::Tensor& signals,
+                                       double keep,
+                                       torch::Tensor& A,
+                                       torch::Tensor& B);
+void descend_with_tensor_ops(torch::Tensor& atoms, const torch::Tensor& A, const torch::Tensor& B);
 
 }  // namespace lexico::detail

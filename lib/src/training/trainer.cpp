@@ -3,7 +3,11 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstring>
+#include <future>
 #include <map>
 #include <numbers>
 #include <sstream>
@@ -20,12 +24,19 @@ namespace {
 using detail::throw_invalid;
 using torch::Tensor;
 
-constexpr std::uint64_t kInitialAtoms = 3, kRevivedAtoms = 4;  // what a random stream is for
-constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
+// What a random stream is for.
+constexpr std::uint64_t kInitialAtoms = 3, kRevivedAtoms = 4, kRandomAtoms = 5;
 constexpr int kReviveAfter = 20;  // an atom is unused when none of the last 20 N vectors took it
 constexpr double kReviveUntil = 0.8;  // of the run: what comes back later cannot settle any more
 constexpr int kReviveEverySteps = 16;
-constexpr float kMostEnergy = 1e30f;  // of a vector: sums of squares over a batch stay finite
+constexpr float kMostNorm = 1e15f;  // of a vector: sums of squares over a batch stay finite
+constexpr std::int64_t kWindowVectors = 65536;  // errors are compared in means over this many
+// A dictionary that was better than the first share of the error of random atoms and is now worse
+// than the second has diverged.
+constexpr double kWasBetter = 0.8, kNoBetter = 0.95;
+constexpr std::int64_t kPatienceForVectors = 16;  // batches of nothing but NaN before giving up
+constexpr double kProbeShare = 0.02;              // of a budget in minutes, to measure the speed
+constexpr std::int64_t kProbeSteps = 5;
 
 torch::Device device_from(const std::string& name) {
   if (name == "auto") return torch::Device(torch::cuda::is_available() ? "cuda" : "cpu");
@@ -44,18 +55,22 @@ torch::Device device_from(const std::string& name) {
 
 Tensor unit_rows(const Tensor& rows) { return rows / rows.norm(2, -1, true).clamp_min(1e-30); }
 
-/// Drops the part of each atom's gradient along the atom, which normalization would undo.
-void keep_tangent(const Tensor& atoms, Tensor& gradient) {
-  gradient -= (gradient * atoms).sum(2, true) * atoms;
+std::string text_of(double value) {
+  std::ostringstream text;
+  text.precision(17);
+  text << value;
+  return text.str();
 }
 
-/// Unit atoms, so that nothing but the direction is learnt.
-void normalize(Tensor& atoms) { atoms /= atoms.norm(2, 2, true); }
+std::string text_of(const std::vector<double>& values) {
+  std::string text;
+  for (double value : values) text += (text.empty() ? "" : " ") + text_of(value);
+  return text;
+}
 
 std::string target_text(const std::vector<TrainTarget>& targets) {
   std::string text;
-  for (const TrainTarget& t : targets)
-    text += std::to_string(t.layer) + ":" + name_of(t.kind) + " ";
+  for (const TrainTarget& t : targets) text += (text.empty() ? "" : "; ") + name_of(t);
   return text;
 }
 
@@ -70,6 +85,7 @@ std::map<std::string, std::string> fingerprint(const TrainConfig& config,
     text << value;
     fields[key] = text.str();
   });
+  if (config.minutes > 0) fields["vectors"] = "0";  // found on the way
   fields.erase("threads");
   fields.erase("device");
   fields["targets"] = target_text(targets);
@@ -77,34 +93,83 @@ std::map<std::string, std::string> fingerprint(const TrainConfig& config,
   return fields;
 }
 
+/// What a schedule does at a step: which method, at which rate.
+struct Phase {
+  bool online;
+  double rate;
+};
+
 }  // namespace
 
+std::string name_of(const TrainTarget& target) {
+  std::string text =
+      (target.more_layers.empty() ? "layer " : "layers ") + std::to_string(target.layer);
+  for (int layer : target.more_layers) text += ", " + std::to_string(layer);
+  text += std::string(" ") + name_of(target.kind);
+  if (target.head >= 0) text += ", head " + std::to_string(target.head);
+  return text;
+}
+
 struct Trainer::Impl {
+  using Clock = std::chrono::steady_clock;
+
   TrainConfig config;
   std::vector<TrainTarget> targets;
   VectorStream& stream;
   torch::Device device;
+  std::vector<int> budgets;  // [P], or empty: all alike
   detail::SparseOps ops;
 
-  Tensor atoms, first, second;  // [P, N, m]: the dictionaries and Adam's moments
-  Tensor last_used;             // [P, N] int64: step that last took the atom
-  Tensor batch;                 // [P, B, m] on the host
-  std::int64_t step = 0, bad_vectors = 0, revived = 0;
+  Tensor atoms;                  // [P, N, m]: the dictionaries
+  detail::AdamMoments moments;   // sgd
+  Tensor codes_sum, signal_sum;  // online: A [P, N, N] and B [P, N, m]
+  Tensor last_used;              // [P, N] int64: step that last took the atom
+  std::int64_t step = 0, bad_vectors = 0, skipped = 0, revived = 0;
+  std::vector<std::int64_t> good_vectors;  // [P], so far
+  std::vector<double> last_errors;         // [P]
+
+  // The best so far, by the mean error of windows of the training batches.
+  Tensor best_atoms;
+  std::vector<double> best_errors, window_errors;  // [P]; the sum over the window so far
+  std::vector<double> random_errors;               // [P]: of random atoms on the first batch
+  std::int64_t window_steps = 0;
+
+  Tensor batches[2];          // [P, B, m] on the host: the one in use and the one being read
+  std::future<void> reading;  // into batches[1]; valid: the stream is one batch ahead
+  Clock::time_point began = Clock::now();
 
   Impl(const TrainConfig& c, std::vector<TrainTarget> t, VectorStream& s)
       : config(c),
         targets(std::move(t)),
         stream(s),
         device(device_from(c.device)),
-        ops({c.sparsity,
+        budgets(budgets_of(c, targets)),
+        ops({most_atoms(c, targets),
              static_cast<float>(c.relative_tolerance),
              Selection::from(c.selection),
              c.threads},
             device) {}
+  ~Impl() {
+    if (reading.valid()) reading.wait();
+  }
+
+  static int most_atoms(const TrainConfig& config, const std::vector<TrainTarget>& targets) {
+    int most = 1;
+    for (const TrainTarget& t : targets) most = std::max(most, config.sparsity_of(t.kind));
+    return most;
+  }
+  static std::vector<int> budgets_of(const TrainConfig& config,
+                                     const std::vector<TrainTarget>& targets) {
+    std::vector<int> out;
+    for (const TrainTarget& t : targets) out.push_back(config.sparsity_of(t.kind));
+    if (std::all_of(out.begin(), out.end(), [&](int b) { return b == out[0]; })) out.clear();
+    return out;
+  }
 
   std::int64_t P() const { return static_cast<std::int64_t>(targets.size()); }
   std::int64_t N() const { return config.num_atoms; }
   std::int64_t m() const { return stream.dim(); }
+  std::int64_t batch_size() const { return config.batch_size; }
   bool published() const { return config.recipe == "lexico"; }
 
   void initialize(const std::vector<float>& initial) {
@@ -121,18 +186,30 @@ struct Trainer::Impl {
     if (!initial.empty())
       atoms = torch::from_blob(const_cast<float*>(initial.data()), {P(), N(), m()}).clone();
     else
-      atoms = config.initialization == "samples" ? sampled_atoms() : random_atoms();
+      atoms = config.initialization == "samples" ? sampled_atoms() : random_atoms(kInitialAtoms);
     atoms = unit_rows(atoms).to(device).contiguous();
-    first = torch::zeros_like(atoms);
-    second = torch::zeros_like(atoms);
     last_used = torch::zeros({P(), N()}, torch::TensorOptions(torch::kLong).device(device));
+    const auto count = static_cast<std::size_t>(P());
+    good_vectors.assign(count, 0);
+    last_errors.assign(count, 1.0);
+    best_atoms = atoms.clone();
+    best_errors.assign(count, 2.0);  // above any error
+    window_errors.assign(count, 0.0);
+    if (config.recipe == "online") {
+      codes_sum = torch::zeros({P(), N(), N()}, atoms.options());
+      signal_sum = torch::zeros_like(atoms);
+    }
+    if (config.recipe != "online" || config.finish > 0) {
+      moments.first = torch::zeros_like(atoms);
+      moments.second = torch::zeros_like(atoms);
+    }
   }
 
   /// Directions as `kaiming_uniform_` and a normalization give them: independent uniform
   /// components.
-  Tensor random_atoms() const {
+  Tensor random_atoms(std::uint64_t purpose) const {
     Tensor rows = torch::empty({P(), N(), m()});
-    detail::Random random({config.seed, kInitialAtoms});
+    detail::Random random({config.seed, purpose});
     float* out = rows.data_ptr<float>();
     for (std::int64_t i = 0; i < rows.numel(); ++i)
       out[i] = static_cast<float>(2.0 * random.uniform() - 1.0);
@@ -142,7 +219,7 @@ struct Trainer::Impl {
   /// The first usable N vectors of the (shuffled) stream; what is missing is filled with random
   /// directions.
   Tensor sampled_atoms() {
-    Tensor rows = random_atoms();
+    Tensor rows = random_atoms(kInitialAtoms);
     const std::int64_t want = 2 * N();  // spare ones replace zero and bad vectors
     Tensor samples = torch::empty({P(), want, m()});
     stream.next(want, samples.data_ptr<float>());
@@ -163,74 +240,126 @@ struct Trainer::Impl {
     return rows;
   }
 
-  /// The next batch on the device; vectors with NaN or Inf are zeroed and counted. @returns how
-  /// many of each dictionary are good, [P].
-  Tensor next_batch(Tensor& x) {
-    if (!batch.defined()) batch = torch::empty({P(), std::int64_t{config.batch_size}, m()});
-    stream.next(config.batch_size, batch.data_ptr<float>());
-    const Tensor energy = batch.square().sum(2);
-    const Tensor good = energy < kMostEnergy;  // not of a NaN or Inf
-    const Tensor counts = good.sum(1);
-    const std::int64_t bad = batch.size(0) * batch.size(1) - counts.sum().item<std::int64_t>();
-    if (bad > 0) {
-      if (torch::isfinite(batch.amax(2))
-              .logical_and(torch::isfinite(batch.amin(2)))
-              .ne(good)
-              .any()
-              .item<bool>())
-        throw IoError("vectors of norm " +
-                      std::to_string(batch.nan_to_num(0, 0, 0).abs().max().item<float>()) +
-                      " are too large to square in float32: scale the data");
-      bad_vectors += bad;
-      batch.masked_fill_(good.logical_not().unsqueeze(2), 0.0f);
-      for (std::int64_t p = 0; p < P(); ++p)
-        if (counts[p].item<std::int64_t>() == 0)
-          throw IoError("layer " + std::to_string(targets[static_cast<std::size_t>(p)].layer) +
-                        " " + name_of(targets[static_cast<std::size_t>(p)].kind) +
-                        ": every vector of a batch holds NaN or Inf");
-    }
-    x = batch.to(device);
-    return counts;
+  // --- the budget ---------------------------------------------------------------------------
+
+  std::int64_t num_steps() const { return config.num_steps(); }
+  bool budget_known() const { return config.vectors > 0; }
+  double minutes_used() const {
+    return std::chrono::duration<double>(Clock::now() - began).count() / 60;
   }
 
-  double learning_rate() const {
-    const double steps = static_cast<double>(config.num_steps());
-    double progress = static_cast<double>(step) / steps;
+  /// Turns a budget in minutes into vectors once some steps have shown the speed; the first, which
+  /// warms up, does not count.
+  void fit_budget(Clock::time_point first_step_done, std::int64_t steps_since) {
+    if (budget_known() || steps_since < kProbeSteps ||
+        minutes_used() < kProbeShare * config.minutes)
+      return;
+    const double minutes_a_step =
+        std::chrono::duration<double>(Clock::now() - first_step_done).count() / 60 /
+        static_cast<double>(steps_since);
+    const double left = std::max(0.0, config.minutes - minutes_used()) / minutes_a_step;
+    config.vectors =
+        (step + std::max<std::int64_t>(1, static_cast<std::int64_t>(left))) * batch_size();
+  }
+
+  Phase phase() const {
+    if (!budget_known()) return {config.recipe == "online", config.learning_rate};
+    const double steps = static_cast<double>(num_steps());
+    double first = 0;  // of the annealing
+    if (config.recipe == "online") {
+      first = std::ceil((1 - config.finish) * steps);
+      if (static_cast<double>(step) < first) return {true, 0};
+    }
+    double progress = (static_cast<double>(step) - first) / (steps - first);
     if (published()) {  // the schedule moves once per epoch
-      const std::int64_t per_epoch = (config.num_steps() + config.epochs - 1) / config.epochs;
+      const std::int64_t per_epoch = (num_steps() + config.epochs - 1) / config.epochs;
       progress = static_cast<double>(step / per_epoch) / config.epochs;
     }
-    return config.learning_rate * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+    return {false, config.learning_rate * 0.5 * (1.0 + std::cos(std::numbers::pi * progress))};
   }
 
-  /// d loss / d atoms up to a constant. Published: the loss is one mean over everything. sgd: each
-  /// dictionary has its own scale, the mean energy of its vectors, so that Adam's epsilon never
-  /// matters.
-  Tensor atom_gradient(const Tensor& x, const detail::CodedBatch& coded) {
-    if (published()) return ops.gradient(atoms, coded, -2.0 / static_cast<double>(x.numel()));
-    Tensor gradient = ops.gradient(atoms, coded, -2.0 / static_cast<double>(config.batch_size));
-    gradient /= x.square().sum(2).mean(1).clamp_min(1e-30).view({P(), 1, 1});
-    return gradient;
+  // --- vectors ------------------------------------------------------------------------------
+
+  /// The next batch on the device; the one after it is read meanwhile.
+  Tensor next_batch() {
+    for (Tensor& batch : batches)
+      if (!batch.defined()) batch = torch::empty({P(), batch_size(), m()});
+    if (reading.valid())
+      reading.get();
+    else
+      stream.next(batch_size(), batches[1].data_ptr<float>());
+    std::swap(batches[0], batches[1]);
+    if (!budget_known() || step + 1 < num_steps())
+      reading = std::async(std::launch::async, [this, out = batches[1].data_ptr<float>()] {
+        stream.next(batch_size(), out);
+      });
+    return device.is_cpu() ? batches[0] : batches[0].to(device);
   }
 
-  void adam_step(const Tensor& gradient, double rate) {  // Kingma and Ba, arXiv:1412.6980
-    const double t = static_cast<double>(step + 1);
-    first.mul_(kBeta1).add_(gradient, 1.0 - kBeta1);
-    second.mul_(kBeta2).addcmul_(gradient, gradient, 1.0 - kBeta2);
-    const Tensor scale = (second / (1.0 - std::pow(kBeta2, t))).sqrt_().add_(kEpsilon);
-    atoms.addcdiv_(first, scale, -rate / (1.0 - std::pow(kBeta1, t)));
+  /// Zeroes vectors with NaN or Inf and what is left of them, and counts them. @returns how many of
+  /// each dictionary are good.
+  std::vector<std::int64_t> leave_out_bad(Tensor& x, detail::CodedBatch& coded) {
+    const std::int64_t B = batch_size();
+    std::vector<std::int64_t> good(static_cast<std::size_t>(P()), B);
+    float* norms = coded.signal_norms.data_ptr<float>();
+    float* left = coded.residual_norms.data_ptr<float>();
+    for (std::int64_t row = 0; row < P() * B; ++row) {
+      if (norms[row] < kMostNorm) continue;
+      const std::int64_t p = row / B, b = row % B;
+      const Tensor values = batches[0][p][b];
+      if (values.isfinite().all().item<bool>())
+        throw IoError("vectors of norm " + std::to_string(values.abs().max().item<float>()) +
+                      " are too large to square in float32: scale the data");
+      x[p][b].zero_();
+      coded.residual[p][b].zero_();
+      norms[row] = left[row] = 0;
+      --good[static_cast<std::size_t>(p)];
+      ++bad_vectors;
+    }
+    for (std::size_t p = 0; p < good.size(); ++p) {
+      good_vectors[p] += good[p];
+      if (good[p] > 0) continue;
+      ++skipped;
+      if (good_vectors[p] == 0 && (step + 1 >= kPatienceForVectors || step + 1 == num_steps()))
+        throw IoError(name_of(targets[p]) + ": every vector of the first " +
+                      std::to_string((step + 1) * B) + " holds NaN or Inf");
+    }
+    return good;
   }
 
-  void note_use(const detail::CodedBatch& coded) {
-    const Tensor offsets =
-        torch::arange(P(), torch::TensorOptions(torch::kLong).device(device)) * N();
-    const Tensor flat = (coded.indices.to(torch::kLong) + offsets.view({P(), 1, 1}))
-                            .masked_select(coded.indices >= 0);
-    last_used.view({-1}).index_fill_(0, flat, step + 1);
+  // --- one step -----------------------------------------------------------------------------
+
+  void adam_step(const detail::CodedBatch& coded,
+                 const std::vector<std::int64_t>& good,
+                 double rate) {
+    const std::int64_t B = batch_size();
+    std::vector<float> scales(good.size(), 0.0f);
+    for (std::size_t p = 0; p < good.size(); ++p) {
+      if (good[p] == 0) continue;
+      // Published: the loss is one mean over everything. sgd: each dictionary has its own scale,
+      // the mean energy of its vectors, so that Adam's epsilon never matters.
+      double unit = static_cast<double>(P() * B * m());
+      if (!published()) {
+        const float* norms =
+            coded.signal_norms.data_ptr<float>() + static_cast<std::int64_t>(p) * B;
+        unit = 1e-30;
+        for (std::int64_t b = 0; b < B; ++b) unit += static_cast<double>(norms[b]) * norms[b];
+      }
+      scales[p] = static_cast<float>(1 / unit);
+    }
+    const Tensor gradient = ops.gradient(atoms, coded, -2.0);  // of |x - D y|^2, y held fixed
+    ops.adam(atoms, moments, gradient, scales, rate, /*normalize_first=*/published());
+  }
+
+  void online_step(const Tensor& x, const detail::CodedBatch& coded) {
+    const double remembered = config.window * static_cast<double>(N());
+    const double keep = std::exp(-static_cast<double>(batch_size()) / remembered);
+    ops.add_co_occurrence(atoms, coded, x, keep, codes_sum, signal_sum);
+    ops.descend(atoms, codes_sum, signal_sum);
   }
 
   Tensor unused() const {
-    const std::int64_t patience = (kReviveAfter * N() + config.batch_size - 1) / config.batch_size;
+    const std::int64_t patience = (kReviveAfter * N() + batch_size() - 1) / batch_size();
     return last_used < step + 1 - patience;
   }
 
@@ -238,72 +367,163 @@ struct Trainer::Impl {
   /// probability ~ |r|^2.
   void revive_unused(const detail::CodedBatch& coded) {
     if ((step + 1) % kReviveEverySteps != 0 ||
-        static_cast<double>(step) > kReviveUntil * static_cast<double>(config.num_steps()))
+        (budget_known() &&
+         static_cast<double>(step) > kReviveUntil * static_cast<double>(num_steps())))
       return;
     const Tensor dead = unused().nonzero().to(torch::kCPU);
     if (dead.size(0) == 0) return;
-    const Tensor energy =
-        coded.residual.square().sum(2).to(torch::kCPU, torch::kFloat64).cumsum(1).contiguous();
+    const Tensor energy = coded.residual_norms.to(torch::kFloat64).square().cumsum(1).contiguous();
     detail::Random random({config.seed, kRevivedAtoms, static_cast<std::uint64_t>(step)});
     for (std::int64_t i = 0; i < dead.size(0); ++i) {
       const std::int64_t p = dead[i][0].item<std::int64_t>(), n = dead[i][1].item<std::int64_t>();
       const double* sums = energy[p].data_ptr<double>();
-      const double total = sums[config.batch_size - 1];
+      const double total = sums[batch_size() - 1];
       if (!(total > 0)) continue;
       const std::int64_t b =
-          std::upper_bound(sums, sums + config.batch_size - 1, random.uniform() * total) - sums;
+          std::upper_bound(sums, sums + batch_size() - 1, random.uniform() * total) - sums;
       const Tensor direction = coded.residual[p][b];
       if (!(direction.norm().item<float>() > 0)) continue;
       atoms[p][n].copy_(direction / direction.norm());
-      first[p][n].zero_();
-      second[p][n].zero_();
+      forget(p, n);
       last_used[p][n] = step + 1;
       ++revived;
     }
   }
 
-  TrainStep measure(const Tensor& x,
-                    const Tensor& good,
+  /// What was learnt about an atom that is another one now.
+  void forget(std::int64_t p, std::int64_t n) {
+    if (moments.first.defined()) {
+      moments.first[p][n].zero_();
+      moments.second[p][n].zero_();
+    }
+    if (codes_sum.defined()) {
+      codes_sum[p].select(0, n).zero_();
+      codes_sum[p].select(1, n).zero_();
+      signal_sum[p][n].zero_();
+    }
+  }
+
+  TrainStep measure(const std::vector<std::int64_t>& good,
                     const detail::CodedBatch& coded,
-                    double rate) const {
+                    double rate) {
     TrainStep out;
-    const Tensor counts = good.to(torch::kFloat64);
-    const Tensor errors =
-        (coded.residual.norm(2, 2) / (x.norm(2, 2) + 1e-8)).sum(1).to(torch::kCPU, torch::kFloat64);
-    const Tensor per_dictionary = (errors / counts).contiguous();
+    const float* norms = coded.signal_norms.data_ptr<float>();
+    const float* left = coded.residual_norms.data_ptr<float>();
+    double energy = 0;
+    std::int64_t vectors = 0;
+    for (std::size_t p = 0; p < good.size(); ++p) {
+      double sum = 0;
+      for (std::int64_t b = 0; b < batch_size(); ++b, ++norms, ++left) {
+        sum += *left / (*norms + 1e-8);
+        energy += static_cast<double>(*left) * *left;
+      }
+      vectors += good[p];
+      if (good[p] > 0) last_errors[p] = sum / static_cast<double>(good[p]);
+      out.relative_error += last_errors[p] / static_cast<double>(P());
+    }
     out.step = step + 1;
-    out.num_steps = config.num_steps();
-    out.vectors = (step + 1) * config.batch_size;
+    out.num_steps = num_steps();
+    out.vectors = (step + 1) * batch_size();
     out.learning_rate = rate;
-    out.loss = coded.residual.square().sum(torch::kFloat64).item<double>() /
-               (counts.sum().item<double>() * static_cast<double>(m()));
-    out.relative_error = per_dictionary.mean().item<double>();
-    out.relative_errors.assign(per_dictionary.data_ptr<double>(),
-                               per_dictionary.data_ptr<double>() + P());
+    out.loss = vectors > 0 ? energy / static_cast<double>(vectors * m()) : 0;
+    out.relative_errors = last_errors;
     out.bad_vectors = bad_vectors;
+    out.skipped_batches = skipped;
     out.revived_atoms = revived;
     return out;
   }
 
+  /// Compares this window's errors with the best and with those of random atoms.
+  void keep_best() {
+    for (std::size_t p = 0; p < last_errors.size(); ++p) {
+      if (!std::isfinite(last_errors[p])) diverged(p);
+      window_errors[p] += last_errors[p];
+    }
+    if (++window_steps * batch_size() < kWindowVectors) return;
+    for (std::size_t p = 0; p < window_errors.size(); ++p) {
+      const double error = window_errors[p] / static_cast<double>(window_steps);
+      if (error > kNoBetter * random_errors[p] && best_errors[p] < kWasBetter * random_errors[p])
+        diverged(p);
+      if (error < best_errors[p]) {
+        best_errors[p] = error;
+        const auto at = static_cast<std::int64_t>(p);
+        best_atoms[at].copy_(atoms[at]);
+      }
+      window_errors[p] = 0;
+    }
+    window_steps = 0;
+  }
+
+  [[noreturn]] void diverged(std::size_t p) {
+    atoms.copy_(best_atoms);
+    std::string text = "training of " + name_of(targets[p]) + " diverged at step " +
+                       std::to_string(step + 1) + " (error " + std::to_string(last_errors[p]) +
+                       ", random atoms " + std::to_string(random_errors[p]) + "); ";
+    text += best_errors[p] <= 1
+                ? "the best atoms so far (error " + std::to_string(best_errors[p]) + ") are kept"
+                : "it never got better than its start, which is kept";
+    text += config.recipe == "online" && phase().online
+                ? "; try a larger window or batch_size"
+                : "; try a learning_rate below " + text_of(config.learning_rate);
+    throw Diverged(text);
+  }
+
   TrainStep train_step() {
-    Tensor x;
-    const Tensor good = next_batch(x);  // x: the next vectors of every dictionary
-    const detail::CodedBatch coded =
-        ops.code(atoms, x);  // y: which atoms, how much of each, and x - D y
-    const double rate = learning_rate();
-    const TrainStep measured = measure(x, good, coded, rate);
-    if (!std::isfinite(measured.loss))
-      throw InvalidArgument("training diverged at step " + std::to_string(step + 1) +
-                            "; try a learning_rate below " + std::to_string(config.learning_rate));
-    Tensor gradient = atom_gradient(x, coded);  // of mean |x - D y|^2, y held fixed
-    if (published()) normalize(atoms);          // before the step: so does the released trainer
-    keep_tangent(atoms, gradient);              // without the part along each atom
-    adam_step(gradient, rate);
-    if (!published()) normalize(atoms);  // |d| = 1 again
-    note_use(coded);
+    Tensor x = next_batch();  // x: the next vectors
+    if (random_errors.empty()) measure_random_atoms(x);
+    detail::CodedBatch coded = ops.code(atoms, x, budgets);  // y, and x - D y
+    const std::vector<std::int64_t> good = leave_out_bad(x, coded);
+    const auto [online, rate] = phase();
+    const TrainStep measured = measure(good, coded, rate);
+    keep_best();
+    if (online)
+      online_step(x, coded);
+    else
+      adam_step(coded, good, rate);
+    last_used.masked_fill_(coded.used, step + 1);
     if (!published()) revive_unused(coded);
     ++step;
     return measured;
+  }
+
+  void measure_random_atoms(const Tensor& x) {
+    const Tensor random = unit_rows(random_atoms(kRandomAtoms)).to(device).contiguous();
+    const detail::CodedBatch coded = ops.code(random, x, budgets);
+    const Tensor ratio = coded.residual_norms / (coded.signal_norms + 1e-8);
+    const Tensor good = coded.signal_norms < kMostNorm;
+    for (std::int64_t p = 0; p < P(); ++p) {
+      const Tensor errors = ratio[p].index({good[p]}).to(torch::kFloat64);
+      random_errors.push_back(errors.numel() > 0 ? errors.mean().item<double>() : 1.0);
+    }
+  }
+
+  // --- checkpoints --------------------------------------------------------------------------
+
+  /// Tensors of the state by name; those that this recipe has.
+  std::map<std::string, Tensor*> state() {
+    std::map<std::string, Tensor*> all = {{"atoms", &atoms},
+                                          {"first_moment", &moments.first},
+                                          {"second_moment", &moments.second},
+                                          {"codes_sum", &codes_sum},
+                                          {"signal_sum", &signal_sum},
+                                          {"last_used", &last_used},
+                                          {"best_atoms", &best_atoms}};
+    std::erase_if(all, [](const auto& item) { return !item.second->defined(); });
+    return all;
+  }
+  std::map<std::string, std::int64_t*> counters() {
+    return {{"step", &step},
+            {"moments_step", &moments.step},
+            {"bad_vectors_met", &bad_vectors},
+            {"skipped_batches", &skipped},
+            {"revived_atoms", &revived},
+            {"window_steps", &window_steps}};
+  }
+  std::map<std::string, std::vector<double>*> numbers() {
+    return {{"best_errors", &best_errors},
+            {"window_errors", &window_errors},
+            {"random_errors", &random_errors},
+            {"last_errors", &last_errors}};
   }
 };
 
@@ -316,8 +536,15 @@ Trainer::Trainer(const TrainConfig& config,
   if (targets.empty() || static_cast<int>(targets.size()) != stream.num_dictionaries())
     throw_invalid(
         "trainer: ", targets.size(), " targets, but vectors for ", stream.num_dictionaries());
-  if (resolved.sparsity > stream.dim())
-    throw_invalid("sparsity is ", resolved.sparsity, ", must be at most head_dim = ", stream.dim());
+  for (const TrainTarget& t : targets)
+    if (const int s = resolved.sparsity_of(t.kind); s > stream.dim())
+      throw_invalid(s == resolved.sparsity  ? ""
+                    : t.kind == Kind::kKeys ? "key_"
+                                            : "value_",
+                    "sparsity is ",
+                    s,
+                    ", must be at most head_dim = ",
+                    stream.dim());
   if (resolved.threads > 0) torch::set_num_threads(resolved.threads);
   const torch::InferenceMode no_gradients;
   impl_ = std::make_unique<Impl>(resolved, std::move(targets), stream);
@@ -335,17 +562,21 @@ std::int64_t Trainer::step() const { return impl_->step; }
 
 bool Trainer::run(TrainObserver& observer) {
   const torch::InferenceMode no_gradients;
-  while (impl_->step < impl_->config.num_steps()) {
+  Impl::Clock::time_point first_step_done;
+  for (std::int64_t steps = 0; !impl_->budget_known() || impl_->step < impl_->num_steps();
+       ++steps) {
     TrainStep done;
     try {
       done = impl_->train_step();
     } catch (const c10::Error& e) {
       throw ResourceError("a training step failed: " + std::string(e.what_without_backtrace()));
     }
+    if (steps == 0) first_step_done = Impl::Clock::now();
+    impl_->fit_budget(first_step_done, steps);
     observer.on_step(done);
     if (observer.wants_stop()) break;
   }
-  return impl_->step >= impl_->config.num_steps();
+  return impl_->budget_known() && impl_->step >= impl_->num_steps();
 }
 
 DictionarySet Trainer::dictionaries() const {
@@ -354,11 +585,12 @@ DictionarySet Trainer::dictionaries() const {
   DictionarySet set;
   for (std::size_t p = 0; p < impl_->targets.size(); ++p) {
     const float* from = atoms[static_cast<std::int64_t>(p)].data_ptr<float>();
-    Dictionary d{impl_->targets[p].layer,
-                 impl_->targets[p].kind,
-                 static_cast<int>(impl_->N()),
-                 static_cast<int>(impl_->m()),
-                 {from, from + impl_->N() * impl_->m()}};
+    Dictionary d;
+    d.layer = impl_->targets[p].layer;
+    d.kind = impl_->targets[p].kind;
+    d.num_atoms = static_cast<int>(impl_->N());
+    d.dim = static_cast<int>(impl_->m());
+    d.atoms.assign(from, from + impl_->N() * impl_->m());
     normalize_atoms(d.atoms, d.num_atoms, d.dim);
     set.dictionaries.push_back(std::move(d));
   }
@@ -376,23 +608,23 @@ std::vector<int> Trainer::unused_atoms() const {
 
 void Trainer::save(const std::string& path) const {
   const torch::InferenceMode no_gradients;
-  const auto host = [](const Tensor& t) { return t.to(torch::kCPU, torch::kFloat32).contiguous(); };
-  const Tensor atoms = host(impl_->atoms), first = host(impl_->first), second = host(impl_->second),
-               last_used = host(impl_->last_used);  // steps below 2^24 are exact in float32
-  const std::vector<std::int64_t> shape = {impl_->P(), impl_->N(), impl_->m()};
   std::map<std::string, std::string> metadata =
       fingerprint(impl_->config, impl_->targets, impl_->stream);
-  metadata["format"] = "lexico-checkpoint 1";
-  metadata["step"] = std::to_string(impl_->step);
-  metadata["bad_vectors"] = std::to_string(impl_->bad_vectors);
-  metadata["revived_atoms"] = std::to_string(impl_->revived);
-  write_file(path,
-             detail::safetensors_text(
-                 {{"atoms", {shape, atoms.data_ptr<float>()}},
-                  {"first_moment", {shape, first.data_ptr<float>()}},
-                  {"second_moment", {shape, second.data_ptr<float>()}},
-                  {"last_used", {{impl_->P(), impl_->N()}, last_used.data_ptr<float>()}}},
-                 metadata));
+  metadata["format"] = "lexico-checkpoint 2";
+  metadata["budget"] = std::to_string(impl_->config.vectors);
+  for (const auto& [name, value] : impl_->counters()) metadata[name] = std::to_string(*value);
+  for (const auto& [name, values] : impl_->numbers()) metadata[name] = text_of(*values);
+  std::string good;
+  for (std::int64_t count : impl_->good_vectors) good += std::to_string(count) + " ";
+  metadata["good_vectors"] = good;
+  std::vector<Tensor> held;  // until they are written
+  std::map<std::string, detail::NamedFloats> tensors;
+  for (const auto& [name, tensor] : impl_->state()) {
+    held.push_back(  // steps below 2^24 are exact in float32
+        tensor->to(torch::kCPU, torch::kFloat32).contiguous());
+    tensors[name] = {held.back().sizes().vec(), held.back().data_ptr<float>()};
+  }
+  write_file(path, detail::safetensors_text(tensors, metadata));
 }
 
 void Trainer::load(const std::string& path) {
@@ -403,44 +635,93 @@ void Trainer::load(const std::string& path) {
     if (found == file.metadata.end()) throw IoError(path + ": no '" + key + "': not a checkpoint");
     return found->second;
   };
-  if (text("format") != "lexico-checkpoint 1")
-    throw IoError(path + ": format is '" + text("format") + "'");
+  if (text("format") != "lexico-checkpoint 2")
+    throw IoError(path + ": format is '" + text("format") + "', must be lexico-checkpoint 2");
   for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets, impl_->stream))
     if (text(key) != value)
       throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) +
                             ", this run has " + value +
                             "; start again with --overwrite or restore the setting");
-  const auto restore = [&](const std::string& name, const Tensor& like) {
-    const auto found = file.tensors.find(name);
-    if (found == file.tensors.end() || found->second.shape != like.sizes().vec())
-      throw IoError(path + ": tensor '" + name + "' is missing or has another shape");
-    std::vector<float> values = detail::to_floats(found->second, path + ": tensor '" + name + "'");
-    return torch::from_blob(values.data(), like.sizes()).clone().to(like.options());
-  };
-  const Tensor atoms = restore("atoms", impl_->atoms),
-               first = restore("first_moment", impl_->first),
-               second = restore("second_moment", impl_->second),
-               last_used = restore("last_used", impl_->last_used);
-  const auto number = [&](const std::string& key) {
+  const auto number = [&](const std::string& key) -> std::int64_t {
     try {
       return std::stoll(text(key));
     } catch (const std::logic_error&) {
       throw IoError(path + ": '" + key + "' is '" + text(key) + "', must be a number");
     }
   };
-  const std::int64_t step = number("step"), bad = number("bad_vectors"),
-                     revived = number("revived_atoms");
-  if (step < 0 || step > impl_->config.num_steps())
-    throw IoError(path + ": step is " + std::to_string(step) + ", the run has " +
-                  std::to_string(impl_->config.num_steps()));
-  impl_->atoms = atoms;
-  impl_->first = first;
-  impl_->second = second;
-  impl_->last_used = last_used;
-  impl_->step = step;
-  impl_->bad_vectors = bad;
-  impl_->revived = revived;
-  impl_->stream.seek(step * impl_->config.batch_size);
+  const auto list = [&](const std::string& key, std::size_t count) {
+    std::istringstream in(text(key));
+    std::vector<double> values;
+    for (double value; in >> value;) values.push_back(value);
+    if (values.size() != count)
+      throw IoError(path + ": '" + key + "' has " + std::to_string(values.size()) +
+                    " numbers, must have " + std::to_string(count));
+    return values;
+  };
+  // Everything is read before anything is changed: a damaged file leaves the trainer as it was.
+  std::map<std::string, Tensor> restored;
+  for (const auto& [name, like] : impl_->state()) {
+    const auto found = file.tensors.find(name);
+    if (found == file.tensors.end() || found->second.shape != like->sizes().vec())
+      throw IoError(path + ": tensor '" + name + "' is missing or has another shape");
+    std::vector<float> values = detail::to_floats(found->second, path + ": tensor '" + name + "'");
+    restored[name] = torch::from_blob(values.data(), like->sizes()).clone().to(like->options());
+  }
+  std::map<std::string, std::int64_t> counters;
+  for (const auto& [name, value] : impl_->counters()) counters[name] = number(name);
+  const std::int64_t budget = number("budget");
+  const std::int64_t num_steps = (budget + impl_->batch_size() - 1) / impl_->batch_size();
+  if (counters["step"] < 0 || (budget > 0 && counters["step"] > num_steps) ||
+      (impl_->config.minutes == 0 && budget != impl_->config.vectors))
+    throw IoError(path + ": step is " + std::to_string(counters["step"]) + " of a budget of " +
+                  std::to_string(budget) + " vectors, the run has " +
+                  std::to_string(impl_->num_steps()) + " steps");
+  const auto P = static_cast<std::size_t>(impl_->P());
+  std::map<std::string, std::vector<double>> lists;
+  for (const auto& [name, values] : impl_->numbers())
+    lists[name] = list(name, name == "random_errors" && text(name).empty() ? 0 : P);
+  const std::vector<double> good = list("good_vectors", P);
+
+  if (impl_->reading.valid()) impl_->reading.get();
+  for (const auto& [name, tensor] : impl_->state()) *tensor = restored[name];
+  for (const auto& [name, value] : impl_->counters()) *value = counters[name];
+  for (const auto& [name, values] : impl_->numbers()) *values = lists[name];
+  impl_->good_vectors.assign(good.begin(), good.end());
+  impl_->config.vectors = budget;
+  impl_->stream.seek(impl_->step * impl_->batch_size());
+}
+
+std::vector<float> initial_atoms(const DictionarySet& set,
+                                 const std::string& path,
+                                 const std::vector<TrainTarget>& targets,
+                                 const TrainConfig& config,
+                                 int dim,
+                                 KeyStage key_stage) {
+  std::vector<float> atoms;
+  for (const TrainTarget& target : targets) {
+    const Dictionary* d = set.find(target.layer, target.kind, target.head);
+    if (d == nullptr) throw_invalid(path, ": has no dictionary for ", name_of(target));
+    if (d->num_atoms != config.num_atoms || d->dim != dim)
+      throw_invalid(path,
+                    ": the dictionary for ",
+                    name_of(target),
+                    " has ",
+                    d->num_atoms,
+                    " atoms of dim ",
+                    d->dim,
+                    "; this run has num_atoms ",
+                    config.num_atoms,
+                    " and vectors of dim ",
+                    dim);
+    if (target.kind == Kind::kKeys && set.key_stage != key_stage)
+      throw_invalid(path,
+                    ": its keys are ",
+                    name_of(set.key_stage),
+                    ", those of the data are ",
+                    name_of(key_stage));
+    atoms.insert(atoms.end(), d->atoms.begin(), d->atoms.end());
+  }
+  return atoms;
 }
 
 }  // namespace lexico

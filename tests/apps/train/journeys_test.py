@@ -274,6 +274,94 @@ def test_vectors_with_nan_are_left_out_and_said(tmp_path):
     fails(3, "NaN", "--data", all_bad, "-o", tmp_path / "s", *SMALL)
 
 
+@pytest.mark.parametrize("extra", [["--recipe", "online"], ["--recipe", "online", "--finish", "0.5"],
+                                   ["--mean", "head", "--dictionaries", "head"]])  # fmt: skip
+def test_other_recipes_and_frames_cut_off_and_resumed_end_with_the_same_bytes(data, tmp_path, extra):
+    settings = [*SMALL, "--vectors", "150000", *extra]
+    run("--data", data, "-o", tmp_path / "whole", *settings)
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([TRAIN, "--data", data, "-o", cut, *settings, "--checkpoint-seconds", "0.05"], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not list(cut.glob("checkpoints/*.safetensors")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    run("--data", data, "-o", cut, *settings, "--resume", "--checkpoint-seconds", "0.05", "--threads", "1")
+    a, b = (atoms(f) for f in (tmp_path / "whole", cut))
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def errors_of(folder, sparsity=3):
+    return {(int(r["layer"]), r["kind"]): float(r["mean"]) for r in csv.DictReader((folder / "report.csv").open())
+            if int(r["sparsity"]) == sparsity}  # fmt: skip
+
+
+def test_a_mean_is_taken_off_stored_and_put_back(tmp_path):
+    far = np.random.default_rng(1).normal(size=(2, 1, 16)) * 10
+
+    def shift(layer, kind, vectors):  # rows of two heads in turn
+        return (vectors.reshape(-1, 2, 16) + far[layer].reshape(1, 1, 16) * [[[1], [-1]]]).reshape(vectors.shape)
+
+    data = activations.write(tmp_path / "a.h5", change=shift)
+    done = run("--data", data, "-o", tmp_path / "mean", *SMALL, "--mean", "head")
+    run("--data", data, "-o", tmp_path / "plain", *SMALL)
+    plain, mean = errors_of(tmp_path / "plain"), errors_of(tmp_path / "mean")
+    assert all(mean[k] < plain[k] for k in plain)
+    assert "no dictionary.pt" in done.stderr
+
+
+def test_dictionaries_of_heads_and_of_groups(data, tmp_path):
+    run("--data", data, "-o", tmp_path / "heads", *SMALL, "--dictionaries", "head", "--kinds", "keys")
+    assert len(atoms(tmp_path / "heads")) == 4
+    header = (tmp_path / "heads/metrics.csv").read_text().splitlines()[0]
+    assert header.endswith("layer00_keys_head0,layer00_keys_head1,layer01_keys_head0,layer01_keys_head1")
+    assert len(errors_of(tmp_path / "heads")) == 2
+    run("--data", data, "-o", tmp_path / "group", *SMALL, "--layer-groups", "0-1")
+    assert len(errors_of(tmp_path / "group")) == 4
+    fails(2, "layer 1 is in two groups", "--data", data, "-o", tmp_path / "r", *SMALL, "--layer-groups", "0-1,1")
+
+
+def test_fine_tuning_starts_from_a_run_and_names_what_does_not_fit(data, finished, tmp_path):
+    run("--data", data, "-o", tmp_path / "tuned", *SMALL, "--initial", finished[0], "--learning-rate", "1e-4", "--vectors", "2000")
+    first = json.loads((tmp_path / "tuned/metrics.jsonl").read_text().splitlines()[0])
+    assert first["relative_error"] < 0.35  # as the finished run, far from samples
+    fails(2, "this run has num_atoms 40", "--data", data, "-o", tmp_path / "r", *SMALL, "--initial", finished[0], "--num-atoms", "40")
+    fails(3, "missing.safetensors", "--data", data, "-o", tmp_path / "r", *SMALL, "--initial", tmp_path / "missing.safetensors")
+
+
+def test_keys_and_values_of_their_own_sparsity(data, tmp_path):
+    run("--data", data, "-o", tmp_path / "r", *SMALL, "--key-sparsity", "2", "--value-sparsity", "5")
+    assert {int(r["sparsity"]) for r in csv.DictReader((tmp_path / "r/report.csv").open())} == {1, 2, 4, 5, 10}
+
+
+def test_a_budget_in_minutes(data, tmp_path):
+    settings = [*SMALL[:4], "--batch-size", "256", "--validation-vectors", "500"]
+    run("--data", data, "-o", tmp_path / "r", *settings, "--minutes", "0.02")
+    lines = [json.loads(l) for l in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["learning_rate"] < 0.01 * lines[0]["learning_rate"]
+    fails(2, "give one of them", "--data", data, "-o", tmp_path / "s", *settings, "--minutes", "1", "--vectors", "1000")
+
+
+def test_a_batch_of_nan_is_skipped_and_said(tmp_path):
+    """A whole chunk of the file is NaN, and batches are small: some batches hold nothing else."""
+
+    def spoil(layer, kind, vectors):
+        if layer == 1 and kind == "keys":
+            vectors[:-700] = np.nan
+        return vectors
+
+    data = activations.write(tmp_path / "nan.h5", change=spoil)
+    done = run("--data", data, "-o", tmp_path / "r", *SMALL, "--batch-size", "4", "--vectors", "20000")
+    assert "batches held nothing else" in done.stderr
+    assert all(np.isfinite(a).all() for a in atoms(tmp_path / "r").values())
+
+
+def test_divergence_stops_with_advice_and_leaves_the_best(data, finished, tmp_path):
+    settings = ["-o", tmp_path / "r", *SMALL, "--vectors", "1e6", "--learning-rate", "1", "--initial", finished[0]]
+    fails(2, "try a learning_rate below 1", "--data", data, *settings)
+    assert all(np.array_equal(a, atoms(finished[0])[k]) for k, a in atoms(tmp_path / "r").items())
+
+
 def test_help_version_and_print_config():
     assert "Exit codes" in run("--help").stdout
     assert run("--version").stdout.startswith("lexico-train ")

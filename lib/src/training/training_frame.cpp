@@ -1,0 +1,180 @@
+// The frame that dictionaries are learnt in: means per head, metric, moved positions.
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+#include "core/random.h"
+#include "lexico/activation_sampler.h"
+#include "lexico/activations.h"
+#include "training/prepare_rows.h"
+
+namespace lexico {
+namespace {
+
+using detail::throw_invalid;
+
+constexpr std::int64_t kFitRows = 65536, kFitPiece = 2048;
+// Of the mean eigenvalue, added to the metric: directions that no query asks for still count.
+constexpr double kMetricShare = 0.2;
+constexpr std::uint64_t kFitOffsets = 7;  // what a random stream is for
+
+/// About kFitRows rows, in pieces spread evenly; every piece starts with head 0.
+std::vector<float> rows_to_fit(ActivationReader& reader,
+                               int layer,
+                               Kind kind,
+                               std::int64_t num_rows,
+                               const TrainingFrame& frame,
+                               std::uint64_t seed) {
+  const std::int64_t heads = reader.info().kv_heads, dim = reader.info().head_dim;
+  const std::int64_t piece =
+      std::min(num_rows, std::max(kFitPiece / heads, std::int64_t{1}) * heads);
+  const std::int64_t pieces = std::clamp<std::int64_t>(num_rows / piece, 1, kFitRows / kFitPiece);
+  std::vector<float> rows(static_cast<std::size_t>(pieces * piece * dim));
+  for (std::int64_t i = 0; i < pieces; ++i) {
+    const std::int64_t first =
+        pieces == 1 ? 0 : (num_rows - piece) * i / (pieces - 1) / heads * heads;
+    float* out = rows.data() + i * piece * dim;
+    reader.read(layer, kind, first, piece, out);
+    detail::move_positions(frame,
+                           layer,
+                           kind,
+                           out,
+                           piece,
+                           static_cast<int>(dim),
+                           {seed, kFitOffsets, static_cast<std::uint64_t>(i)});
+  }
+  return rows;
+}
+
+void set_query_metric(Transform& transform, ActivationReader& reader, int layer) {
+  const ActivationInfo& info = reader.info();
+  if (info.key_stage != KeyStage::kPreRope)
+    throw_invalid("metric is 'queries', which needs pre_rope keys; ",
+                  reader.files().front(),
+                  " holds ",
+                  name_of(info.key_stage));
+  const std::vector<float> moment = reader.query_second_moment(layer);
+  if (moment.empty())
+    throw_invalid("metric is 'queries', but ",
+                  reader.files().front(),
+                  " holds no query moments: lexico-extract --query-moments stores them");
+  set_metric(transform, moment, info.kv_heads, info.head_dim, kMetricShare);
+}
+
+Rope rope_of(const ActivationReader& reader) {
+  const ActivationInfo& info = reader.info();
+  const std::string where = reader.files().front();
+  if (info.key_stage != KeyStage::kPostRope)
+    throw_invalid(
+        "position_offsets move post_rope keys; ", where, " holds ", name_of(info.key_stage));
+  if (info.rope.empty())
+    throw_invalid("position_offsets need the model's rotation, which ",
+                  where,
+                  " does not hold: dump it again with this lexico-extract");
+  Rope rope = Rope::parse(info.rope, where + ": ", info.head_dim, 0);
+  if (!rope.rotates())
+    throw_invalid("position_offsets: the model of ", where, " does not rotate its keys");
+  rope.attention_scaling = 1;  // the keys have it already
+  return rope;
+}
+
+}  // namespace
+
+Transform TrainingFrame::of(int layer, Kind kind, int head) const {
+  const auto found = transforms.find({layer, kind});
+  if (found == transforms.end()) return {};
+  Transform transform = found->second;
+  if (head < 0) return transform;
+  const auto keep_head = [&](std::vector<float>& values) {
+    const std::size_t size = values.size() / static_cast<std::size_t>(transform.heads);
+    const auto first = values.begin() + static_cast<std::ptrdiff_t>(size) * head;
+    values = std::vector<float>(first, first + static_cast<std::ptrdiff_t>(size));
+  };
+  for (std::vector<float>* values : {&transform.mean, &transform.map, &transform.back_map})
+    keep_head(*values);
+  transform.heads = 1;
+  return transform;
+}
+
+TrainingFrame fit_frame(ActivationReader& reader,
+                        const std::vector<TrainTarget>& targets,
+                        std::int64_t num_rows,
+                        const TrainConfig& config) {
+  TrainingFrame frame;
+  const auto is_keys = [](const TrainTarget& t) { return t.kind == Kind::kKeys; };
+  const bool any_keys = std::any_of(targets.begin(), targets.end(), is_keys);
+  if (config.position_offsets > 0 && any_keys) {
+    frame.position_offsets = config.position_offsets;
+    frame.rope = rope_of(reader);
+  }
+  const ActivationInfo& info = reader.info();
+  for (const TrainTarget& target : targets) {
+    std::vector<int> layers = target.more_layers;
+    layers.push_back(target.layer);
+    for (int layer : layers) {
+      const bool metric = config.metric == "queries" && target.kind == Kind::kKeys;
+      if ((config.mean == "none" && config.scale == "none" && !metric) ||
+          frame.transforms.count({layer, target.kind}) != 0)
+        continue;
+      Transform& transform = frame.transforms[{layer, target.kind}];
+      transform.heads = info.kv_heads;
+      transform.unit_scale = config.scale == "unit";
+      if (config.mean == "head") {
+        const std::vector<float> rows =
+            rows_to_fit(reader, layer, target.kind, num_rows, frame, config.seed);
+        transform.mean = head_means(rows.data(),
+                                    static_cast<std::int64_t>(rows.size()) / info.head_dim,
+                                    info.head_dim,
+                                    info.kv_heads);
+      }
+      if (metric) set_query_metric(transform, reader, layer);
+    }
+  }
+  return frame;
+}
+
+namespace detail {
+
+void move_positions(const TrainingFrame& frame,
+                    int layer,
+                    Kind kind,
+                    float* rows,
+                    std::int64_t count,
+                    int dim,
+                    std::initializer_list<std::uint64_t> keys) {
+  if (frame.position_offsets == 0 || kind != Kind::kKeys) return;
+  // Rotations add up: a key at position p turned by that of d is the key at p + d.
+  Random random(keys);
+  std::vector<std::int32_t> offsets(static_cast<std::size_t>(count));
+  for (std::int32_t& offset : offsets)
+    offset =
+        static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(frame.position_offsets)));
+  frame.rope.apply(layer, rows, dim, offsets.data(), count);
+}
+
+void prepare_rows(const TrainingFrame& frame,
+                  int layer,
+                  Kind kind,
+                  std::int64_t first_row,
+                  float* rows,
+                  std::int64_t count,
+                  int dim,
+                  std::initializer_list<std::uint64_t> keys) {
+  move_positions(frame, layer, kind, rows, count, dim, keys);
+  const auto found = frame.transforms.find({layer, kind});
+  if (found == frame.transforms.end()) return;
+  const Transform& transform = found->second;
+  transform.forward(rows, count, dim, static_cast<int>(first_row % transform.heads));
+  if (!transform.unit_scale) return;
+  for (std::int64_t row = 0; row < count; ++row) {
+    float* x = rows + row * dim;
+    double energy = 0;
+    for (int d = 0; d < dim; ++d) energy += static_cast<double>(x[d]) * x[d];
+    if (!(energy > 0)) continue;  // zero, or NaN
+    const double scale = 1 / std::sqrt(energy);
+    for (int d = 0; d < dim; ++d) x[d] = static_cast<float>(x[d] * scale);
+  }
+}
+
+}  // namespace detail
+}  // namespace lexico
