@@ -15,6 +15,8 @@
 namespace lexico::apps {
 namespace {
 
+constexpr int kMostAtoms = 16;     // that a code may have
+constexpr int kDefaultBits = 208;  // of a vector: what the published format takes at s = 8
 constexpr int kBlocks = 16;  // of neighbouring rows, spread over the data: what codes are fitted on
 
 /// Rates of which a budget may choose one, as parts of the mean.
@@ -67,14 +69,13 @@ class Fitter {
          ActivationReader& data,
          std::int64_t num_rows,
          const CodeConfig& config,
-         const EncodeOptions& encode)
+         const TrainConfig& train)
       : set_(set), data_(data), num_rows_(num_rows), config_(config) {
-    options_.max_atoms = encode.max_atoms;
     options_.weight_bits = 0;
     options_.scale_bits = -1;
     options_.states = config.residual_states;
-    options_.selection = encode.selection;
-    options_.threads = encode.threads;
+    options_.selection = Selection::from(train.selection);
+    options_.threads = train.threads;
   }
 
   void equal_bits(int bits) {
@@ -176,22 +177,21 @@ void fit_formats(DictionarySet& set,
                  ActivationReader& data,
                  std::int64_t num_rows,
                  const CodeConfig& config,
-                 const std::string& recipe,
-                 const EncodeOptions& encode) {
-  const std::string coding = config.resolved_coding(recipe);
+                 const TrainConfig& train) {
+  const std::string coding = config.resolved_coding(train.recipe);
   if (coding != "packed") {
     for (Dictionary& dictionary : set.dictionaries) {
       dictionary.format = {};
       dictionary.format.coding = coding_from(coding);
-      dictionary.format.max_atoms = encode.max_atoms;
+      dictionary.format.max_atoms = train.sparsity_of(dictionary.kind);
     }
     return;
   }
-  Fitter fitter(set, data, num_rows, config, encode);
+  Fitter fitter(set, data, num_rows, config, train);
   if (config.bytes_per_token > 0)
     fitter.shared_out(config.bytes_per_token);
   else
-    fitter.equal_bits(config.bits > 0 ? config.bits : 24 * encode.max_atoms + 16);
+    fitter.equal_bits(config.bits > 0 ? config.bits : kDefaultBits);
 }
 
 }  // namespace lexico::apps

@@ -5,7 +5,7 @@
 
 #include "lexico/activations.h"
 #include "lexico/dictionary.h"
-#include "lexico/encoder.h"
+#include "lexico/train_config.h"
 
 namespace lexico::apps {
 
@@ -49,13 +49,12 @@ struct CodeConfig {
   std::string resolved_coding(const std::string& recipe) const;
 };
 
-/// Gives every dictionary its format, fitted on rows [0, num_rows) of `data`. @throws
-/// InvalidArgument naming the least bits or bytes if there are too few; Interrupted.
+/// Gives every dictionary its format, fitted on rows [0, num_rows) of `data`. `train` is resolved.
+/// @throws InvalidArgument naming the least bits or bytes if there are too few; Interrupted.
 void fit_formats(DictionarySet& set,
                  ActivationReader& data,
                  std::int64_t num_rows,
                  const CodeConfig& config,
-                 const std::string& recipe,
-                 const EncodeOptions& encode);
+                 const TrainConfig& train);
 
 }  // namespace lexico::apps

@@ -14,6 +14,7 @@
 #include "common/options.h"
 #include "common/program.h"
 #include "common/report/report.h"
+#include "lexico-train/codes.h"
 #include "lexico-train/run_folder.h"
 #include "lexico/activation_sampler.h"
 #include "lexico/activations.h"
@@ -22,6 +23,7 @@
 #include "lexico/files.h"
 #include "lexico/pt_file.h"
 #include "lexico/trainer.h"
+#include "lexico/vector_coder.h"
 
 namespace lexico::apps {
 namespace {
@@ -36,7 +38,9 @@ struct Config {
   int pool_mib = 1024;
   double checkpoint_seconds = 300;
   bool resume = false, overwrite = false, dry_run = false, json = false;
+  std::string key_stage = "auto";
   TrainConfig train;
+  CodeConfig codes;
 
   template <typename Self, typename Visitor>
   static void for_each_field(Self& self, Visitor&& visit) {
@@ -45,7 +49,14 @@ struct Config {
           "activations to learn from: a file, a folder of shards, or a 'glob' (lexico-extract "
           "writes them)");
     visit("output", self.output, "folder of the run: dictionaries, metrics, checkpoints, report");
+    visit(
+        "key_stage",
+        self.key_stage,
+        "keys as the cache holds them (post_rope) or with RoPE undone (pre_rope: far less error, "
+        "and good at every "
+        "position); auto: post_rope for recipe lexico, else pre_rope, if the data knows its RoPE");
     TrainConfig::for_each_field(self.train, visit);
+    CodeConfig::for_each_field(self.codes, visit);
     visit("layers", self.layers, "layers to train: all, or numbers like 0,2,5-7");
     visit("kinds", self.kinds, "keys, values or both");
     visit("validation_data",
@@ -79,9 +90,22 @@ struct Config {
     if (!(checkpoint_seconds > 0)) throw InvalidArgument("checkpoint_seconds must be > 0");
     if (resume && overwrite)
       throw InvalidArgument("--resume and --overwrite contradict each other");
+    if (key_stage != "auto") (void)key_stage_from(key_stage);
     train.validate();
+    codes.validate();
   }
 };
+
+/// Lets the keys of `reader` come in the stage that the config asks for.
+void choose_key_stage(ActivationReader& reader, const Config& config) {
+  if (config.key_stage != "auto") {
+    reader.set_key_stage(key_stage_from(config.key_stage));
+    return;
+  }
+  const KeyStage best = config.train.recipe == "lexico" ? KeyStage::kPostRope : KeyStage::kPreRope;
+  if (reader.info().rope.empty()) return;
+  reader.set_key_stage(best);
+}
 
 /// Groups of layers that share dictionaries, those not trained left out; the others on their own.
 std::vector<std::vector<int>> layer_groups_of(const Config& config, int num_layers) {
@@ -245,8 +269,12 @@ DictionarySet learned_dictionaries(const Trainer& trainer,
   return set;
 }
 
-/// How codes become bytes, and how many a layer gets: the file holds what is set here.
-void choose_formats(DictionarySet&) {}
+EncodeOptions encode_options(const TrainConfig& train) {
+  return {std::max(train.key_sparsity, train.value_sparsity),
+          static_cast<float>(train.relative_tolerance),
+          Selection::from(train.selection),
+          train.threads};
+}
 
 std::vector<int> report_sparsities(const TrainConfig& config, int dim) {
   std::set<int> out;
@@ -291,6 +319,51 @@ RelativeErrors held_out_errors(Evaluator& evaluator,
   return errors;
 }
 
+/// What is left after the format of a layer and kind, whose heads may each have a dictionary.
+struct CodeError {
+  int bits = 0;  ///< of a vector, mean over heads
+  double error = 0;
+  std::int64_t vectors = 0;
+};
+
+std::optional<CodeError> held_out_code_error(const DictionarySet& set,
+                                             int layer,
+                                             Kind kind,
+                                             Validation validation,
+                                             const EncodeOptions& encode) {
+  const int heads = validation.reader->info().kv_heads, dim = validation.reader->info().head_dim;
+  const Dictionary* all = set.find(layer, kind);
+  if (set.find(layer, kind, 0)->format.coding == CodeFormat::Coding::kExact) return {};
+  // Whole tokens: row 0 is of head 0.
+  const std::int64_t first = (validation.first_row + heads - 1) / heads * heads,
+                     tokens = (validation.first_row + validation.num_rows - first) / heads;
+  std::vector<float> rows(static_cast<std::size_t>(tokens * heads * dim)), of_head;
+  validation.reader->read(layer, kind, first, tokens * heads, rows.data());
+  CodeError result;
+  double sum = 0;
+  const int dictionaries = all != nullptr ? 1 : heads;
+  for (int head = 0; head < dictionaries; ++head) {
+    if (stop_requested())
+      throw Interrupted("stopped in the report; the same command with --resume makes it");
+    of_head.clear();
+    if (all == nullptr)
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        const float* row = rows.data() + (t * heads + head) * dim;
+        of_head.insert(of_head.end(), row, row + dim);
+      }
+    const std::vector<float>& x = all != nullptr ? rows : of_head;
+    const auto count = static_cast<std::int64_t>(x.size()) / dim;
+    const auto coder =
+        dictionary_coder(all != nullptr ? *all : *set.find(layer, kind, head), encode);
+    sum += coder_error(*coder, x.data(), count, dim);
+    result.bits += coder->bits_per_vector();
+    result.vectors += count;
+  }
+  result.bits /= dictionaries;
+  result.error = sum / dictionaries;
+  return result;
+}
+
 report::EvaluationReport evaluate_run(const Config& config,
                                       const TrainConfig& train,
                                       const DictionarySet& set,
@@ -318,11 +391,7 @@ report::EvaluationReport evaluate_run(const Config& config,
                        config.validation_data.empty()
                            ? "the last rows of the training data, never trained on"
                            : "evenly many rows from the start of the validation data"};
-  Evaluator evaluator(out.sparsities,
-                      {train.sparsity,
-                       static_cast<float>(train.relative_tolerance),
-                       Selection::from(train.selection),
-                       train.threads});
+  Evaluator evaluator(out.sparsities, encode_options(train));
   for (int layer : out.layers)
     for (Kind kind : kBothKinds) {
       if (set.find(layer, kind, 0) == nullptr) continue;
@@ -345,6 +414,10 @@ report::EvaluationReport evaluate_run(const Config& config,
                             e.mean_atoms,
                             e.vectors});
       data.not_finite += errors.num_not_finite();
+      if (const auto coded =
+              held_out_code_error(set, layer, kind, validation, encode_options(train)))
+        out.rates.push_back(
+            {data.name, layer, kind, "dictionary", coded->bits, coded->error, coded->vectors});
     }
   out.datasets.push_back(data);
   return out;
@@ -500,6 +573,7 @@ int train(const Config& config,
           const std::string& command) {
   const std::vector<Option> options = lasting(all_options);
   ActivationReader reader(config.data);
+  choose_key_stage(reader, config);
   const ActivationInfo& info = reader.info();
   const std::vector<TrainTarget> targets = targets_of(config, info);
 
@@ -508,6 +582,7 @@ int train(const Config& config,
   Validation validation{&reader, 0, std::min(config.validation_vectors, reader.num_rows() / 10)};
   if (!config.validation_data.empty()) {
     other = std::make_unique<ActivationReader>(config.validation_data);
+    other->set_key_stage(info.key_stage);
     require_same_model(reader, *other);
     validation = {other.get(), 0, std::min(config.validation_vectors, other->num_rows())};
   } else {
@@ -583,7 +658,7 @@ int train(const Config& config,
 
   DictionarySet set = learned_dictionaries(trainer, targets, frame, info);
   set.metadata = provenance(config, resolved, info, options);
-  choose_formats(set);
+  fit_formats(set, reader, training_rows, config.codes, resolved);
   report::EvaluationReport result = evaluate_run(config, resolved, set, validation);
   set.metadata["held_out_relative_error"] =
       value_text(report::mean_error(result, {"dictionary", resolved.sparsity, {}, {}, {}, {}}));
