@@ -21,9 +21,9 @@ struct SparseAutoencoderConfig {
   /// vectors neither has trained on.
   std::string activation = "auto";
   std::int64_t vectors = 0;  ///< of each stream to learn from; 0: max(2e6, 2000 num_latents)
-  int batch_size = 2048;     ///< vectors of each stream per step
+  int batch_size = 1024;     ///< vectors of each stream per step
   double learning_rate =
-      4e-3;  ///< of Adam: rises over the first 5 % of the steps, then cosine to 0
+      1e-2;  ///< of Adam: rises over the first 5 % of the steps, then cosine to 0
   std::uint64_t seed = 0;
   int threads = 0;             ///< 0: all the machine has
   std::string device = "cpu";  ///< cpu, cuda, cuda:<number> or auto

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
-#include <optional>
 
 #include "check.h"
 #include "core/random.h"
@@ -23,12 +22,12 @@ using detail::throw_invalid;
 using torch::Tensor;
 
 constexpr std::int64_t kHeldOut = 8192;  // vectors of each stream
-constexpr std::uint64_t kRevived = 11;   // what a random stream is for
+constexpr std::uint64_t kStart = 11;     // what a random stream is for
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
 constexpr double kWarmup = 0.05;  // of the steps
-constexpr int kReviveAfter = 20;  // a latent is dead when none of the last 20 N vectors took it
-constexpr int kReviveEverySteps = 16;
-constexpr double kReviveUntil = 0.8;         // of the run, as for atoms
+constexpr int kDeadAfter = 20;    // a latent is dead when none of the last 20 N vectors took it
+constexpr double kAuxiliary = 1.0 / 8;  // share of the auxiliary loss
+constexpr double kEncoderStart = 0.3;        // length of its rows: others are slower
 constexpr std::int64_t kEncodeBlock = 4096;  // bounds the [block, N] activations
 constexpr float kMostEnergy = 1e30f;         // of a vector: sums of squares stay finite
 
@@ -74,12 +73,6 @@ struct Parameter {
     const Tensor scale = (second / (1.0 - std::pow(kBeta2, t))).sqrt_().add_(kEpsilon);
     value.addcdiv_(first, scale, -rate / (1.0 - std::pow(kBeta1, t)));
   }
-  /// Row n of dictionary p starts anew.
-  void replace(std::int64_t p, std::int64_t n, const Tensor& row) {
-    value[p][n].copy_(row);
-    first[p][n].zero_();
-    second[p][n].zero_();
-  }
 };
 
 /// Vectors as the network sees them: without their mean, mean square norm 1.
@@ -113,23 +106,36 @@ class Batches {
   torch::Device device_;
 };
 
+/// [B, 1]: times the residual this is the gradient of the mean relative error in x_hat. Vectors
+/// much shorter than most (lengths are in units of the spread), or all but perfect, pull no harder.
+Tensor error_weights(const Tensor& residual, const Tensor& lengths) {
+  const Tensor most = lengths.clamp_min(1e-2);
+  return 1.0 /
+         ((residual.norm(2, 1, true) + 1e-3 * most) * most * static_cast<double>(residual.size(0)));
+}
+
+/// Of the loss in the parameters, [P, ...] each.
+struct Gradients {
+  Tensor decoder, encoder, bias, center;
+};
+
 class Training {
  public:
-  /// @param samples  [P, >= N, m], normalized: directions to start from.
+  /// @param start  [P, N, m]: unit rows, directions of encoder and decoder.
   Training(const SparseAutoencoderConfig& config,
            bool is_signed,
            const Normalization& normalization,
-           const Tensor& samples)
+           const Tensor& start)
       : config_(config),
         is_signed_(is_signed),
         normalization_(normalization),
-        decoder_(unit_rows(samples.narrow(1, 0, config.num_latents))),
-        encoder_(decoder_.value),
-        bias_(torch::zeros({samples.size(0), config.num_latents}, samples.options())),
-        center_(torch::zeros({samples.size(0), samples.size(2)}, samples.options())),
-        last_used_(torch::zeros({samples.size(0), config.num_latents},
-                                samples.options().dtype(torch::kLong))),
-        ops_({config.sparsity, 0.0f, {}, config.threads}, samples.device()) {}
+        decoder_(start),
+        encoder_(start * kEncoderStart),
+        bias_(torch::zeros({start.size(0), start.size(1)}, start.options())),
+        center_(torch::zeros({start.size(0), start.size(2)}, start.options())),
+        last_used_(
+            torch::zeros({start.size(0), start.size(1)}, start.options().dtype(torch::kLong))),
+        ops_({config.sparsity, 0.0f, {}, config.threads}, start.device()) {}
 
   std::int64_t num_steps() const {
     return (config_.vectors + config_.batch_size - 1) / config_.batch_size;
@@ -140,48 +146,50 @@ class Training {
     const std::int64_t P = x.size(0), B = x.size(1), s = config_.sparsity;
     const Tensor normalized = (x - normalization_.mean) / normalization_.scale;
     const Tensor lengths = x.norm(2, 2, true) / normalization_.scale;  // of x, not of x - mean
+    const Tensor centered = normalized - center_.value.unsqueeze(1);
     detail::CodedBatch to_decoder{torch::empty({P, B, s}, x.options().dtype(torch::kInt32)),
                                   torch::empty({P, B, s}, x.options()),
                                   torch::empty_like(x)};
     detail::CodedBatch to_encoder{
-        to_decoder.indices, torch::empty({P, B, s}, x.options()), torch::empty_like(x)};
-    Tensor to_bias = torch::zeros_like(bias_.value), to_center = torch::zeros_like(center_.value);
-    Tensor residual = torch::empty_like(x);  // x_hat - x
+        to_decoder.indices, torch::empty({P, B, s}, x.options()), centered};
+    Gradients extra{torch::zeros_like(decoder_.value),
+                    torch::zeros_like(encoder_.value),
+                    torch::zeros_like(bias_.value),
+                    torch::zeros_like(center_.value)};
+    Tensor errors = torch::empty_like(x);  // x_hat - x
     for (std::int64_t p = 0; p < P; ++p) {
-      const Tensor centered = normalized[p] - center_.value[p];
-      const Chosen chosen =
-          choose(torch::addmm(bias_.value[p], centered, encoder_.value[p].t()), s, is_signed_);
-      const Tensor rows =
-          decoder_.value[p].index_select(0, chosen.indices.reshape({-1})).view({B, s, -1});
-      residual[p] = (torch::bmm(chosen.weights.unsqueeze(1), rows).squeeze(1) - centered)
-                        .masked_fill_(good[p].logical_not().unsqueeze(1), 0.0f);
-      const Tensor of_output = residual[p] * loss_weights(normalized[p], lengths[p]);
+      const Tensor z = torch::addmm(bias_.value[p], centered[p], encoder_.value[p].t());
+      const Chosen chosen = choose(z, s, is_signed_);
+      const Tensor flat = chosen.indices.reshape({-1});
+      const Tensor rows = decoder_.value[p].index_select(0, flat).view({B, s, -1});
+      errors[p] = (torch::bmm(chosen.weights.unsqueeze(1), rows).squeeze(1) - centered[p])
+                      .masked_fill_(good[p].logical_not().unsqueeze(1), 0.0f);
+      const Tensor weights = error_weights(errors[p], lengths[p]);
+      const Tensor of_output = errors[p] * weights;
       Tensor of_latents = torch::bmm(rows, of_output.unsqueeze(2)).squeeze(2);
       if (!is_signed_) of_latents *= chosen.weights > 0;
-      const Tensor flat = chosen.indices.reshape({-1});
-      to_bias[p].index_add_(0, flat, of_latents.reshape({-1}));
-      to_center[p] = of_output.sum(0) - encoder_.value[p].t().mv(to_bias[p]);
-      last_used_[p].index_fill_(
-          0, flat.masked_select(chosen.weights.reshape({-1}) != 0), done_ + 1);
+      extra.bias[p].index_add_(0, flat, of_latents.reshape({-1}));
+      extra.center[p] = of_output.sum(0) - encoder_.value[p].t().mv(extra.bias[p]);
       to_decoder.indices[p] = chosen.indices.to(torch::kInt32);
       to_decoder.weights[p] = chosen.weights;
       to_decoder.residual[p] = of_output;
       to_encoder.weights[p] = of_latents;
-      to_encoder.residual[p] = centered;
+      add_auxiliary(p, z, centered[p], errors[p], weights, extra);
+      last_used_[p].index_fill_(
+          0, flat.masked_select(chosen.weights.reshape({-1}) != 0), done_ + 1);
     }
-    Tensor of_decoder = ops_.gradient(decoder_.value, to_decoder, 1.0);
+    Tensor of_decoder = ops_.gradient(decoder_.value, to_decoder, 1.0) + extra.decoder;
     of_decoder -= (of_decoder * decoder_.value).sum(2, true) * decoder_.value;
-    const Tensor of_encoder = ops_.gradient(encoder_.value, to_encoder, 1.0);
+    const Tensor of_encoder = ops_.gradient(encoder_.value, to_encoder, 1.0) + extra.encoder;
     const double rate = learning_rate();
     ++done_;
     decoder_.adam_step(of_decoder, rate, done_);
     encoder_.adam_step(of_encoder, rate, done_);
-    bias_.adam_step(to_bias, rate, done_);
-    center_.adam_step(to_center, rate, done_);
+    bias_.adam_step(extra.bias, rate, done_);
+    center_.adam_step(extra.center, rate, done_);
     decoder_.value /= decoder_.value.norm(2, 2, true);
-    revive(residual);
-    const Tensor errors = residual.norm(2, 2) / (lengths.squeeze(2) + 1e-8);
-    return (errors.sum(torch::kFloat64) / good.sum()).item<double>();
+    const Tensor relative = errors.norm(2, 2) / (lengths.squeeze(2) + 1e-8);
+    return (relative.sum(torch::kFloat64) / good.sum()).item<double>();
   }
 
   std::vector<SparseAutoencoder> results() const {
@@ -208,43 +216,39 @@ class Training {
   }
 
  private:
-  /// What 2 (x_hat - x) / B is multiplied with, [B, 1]; `x` normalized.
-  Tensor loss_weights(const Tensor& x, const Tensor& lengths) const {
-    (void)lengths;
-    return 2.0 / (x.square().sum(1, true).mean().clamp_min(1e-30) * static_cast<double>(x.size(0)));
-  }
-
   double learning_rate() const {
     const auto steps = static_cast<double>(num_steps()), step = static_cast<double>(done_);
     const double rise = std::min(1.0, (step + 1) / (kWarmup * steps + 1));
     return config_.learning_rate * rise * 0.5 * (1.0 + std::cos(std::numbers::pi * step / steps));
   }
 
-  /// Dead latents take, in encoder and decoder, the direction of what is left of a badly
-  /// reconstructed vector, chosen with probability ~ |r|^2.
-  void revive(const Tensor& residual) {
-    if (done_ % kReviveEverySteps != 0 ||
-        static_cast<double>(done_) > kReviveUntil * static_cast<double>(num_steps()))
-      return;
-    const std::int64_t B = residual.size(1);
-    const std::int64_t patience = (std::int64_t{kReviveAfter} * config_.num_latents + B - 1) / B;
-    const Tensor dead = (last_used_ <= done_ - patience).nonzero().to(torch::kCPU);
+  /// Dead latents of stream p are to explain what the others leave over (the auxiliary loss of Gao
+  /// et al.): adds its gradients. Without it half of the latents die.
+  /// @param z  [B, N] activations, @param error  [B, m] of x_hat, masked, @param weights  [B, 1].
+  void add_auxiliary(std::int64_t p,
+                     const Tensor& z,
+                     const Tensor& centered,
+                     const Tensor& error,
+                     const Tensor& weights,
+                     Gradients& out) const {
+    const Tensor dead = (last_used_[p] < done_ + 1 - patience(z.size(0))).nonzero().squeeze(1);
     if (dead.size(0) == 0) return;
-    const Tensor energy =
-        residual.square().sum(2).to(torch::kCPU, torch::kFloat64).cumsum(1).contiguous();
-    detail::Random random({config_.seed, kRevived, static_cast<std::uint64_t>(done_)});
-    for (std::int64_t i = 0; i < dead.size(0); ++i) {
-      const auto p = dead[i][0].item<std::int64_t>(), n = dead[i][1].item<std::int64_t>();
-      const double* sums = energy[p].data_ptr<double>();
-      const double at = random.uniform() * sums[B - 1];
-      if (!(sums[B - 1] > 0)) continue;
-      const std::int64_t b = std::upper_bound(sums, sums + B - 1, at) - sums;
-      const Tensor direction = unit_rows(-residual[p][b]);
-      decoder_.replace(p, n, direction);
-      encoder_.replace(p, n, direction * (0.5 * encoder_.value[p].norm(2, 1).median()));
-      bias_.replace(p, n, torch::zeros({}, residual.options()));
-      last_used_[p][n] = done_;
-    }
+    const std::int64_t count = std::min((centered.size(1) + 1) / 2, dead.size(0));
+    const Chosen chosen = choose(z.index_select(1, dead), count, is_signed_);
+    const Tensor y = torch::zeros({z.size(0), dead.size(0)}, z.options())
+                         .scatter_(1, chosen.indices, chosen.weights)
+                         .masked_fill_((error == 0).all(1, true), 0.0f);
+    const Tensor rows = decoder_.value[p].index_select(0, dead);
+    const Tensor of_output = kAuxiliary * (torch::mm(y, rows) + error) * weights;
+    const Tensor of_latents = torch::mm(of_output, rows.t()) * (y != 0);
+    out.decoder[p].index_add_(0, dead, torch::mm(y.t(), of_output));
+    out.encoder[p].index_add_(0, dead, torch::mm(of_latents.t(), centered));
+    out.bias[p].index_add_(0, dead, of_latents.sum(0));
+  }
+
+  /// Steps after which a latent that no vector took is dead.
+  std::int64_t patience(std::int64_t batch) const {
+    return (std::int64_t{kDeadAfter} * config_.num_latents + batch - 1) / batch;
   }
 
   SparseAutoencoderConfig config_;
@@ -261,35 +265,17 @@ Normalization normalization_of(const Tensor& x, const Tensor& good) {
   const Tensor counts = good.sum(1).to(torch::kFloat64).view({-1, 1, 1});
   const Tensor mean = (x.sum(1, true, torch::kFloat64) / counts).to(torch::kFloat32);
   const Tensor energy = ((x - mean).square().sum(2) * good).sum(1).view({-1, 1, 1}) / counts;
-  return {mean, energy.sqrt().clamp_min(1e-30).to(torch::kFloat32)};
+  const Tensor least = mean.norm(2, 2, true) * 1e-6 + 1e-30;  // equal vectors have no spread
+  return {mean, torch::maximum(energy.sqrt().to(torch::kFloat32), least)};
 }
 
-/// Directions to start from: the first N usable vectors of each stream, or what there is of them
-/// again; a little noise tells equal ones apart.
-Tensor starting_directions(const Tensor& x,
-                           const Tensor& good,
-                           const Normalization& normalization,
-                           const SparseAutoencoderConfig& config) {
-  const Tensor normalized = (x - normalization.mean) / normalization.scale;
-  Tensor noise = torch::empty({x.size(0), config.num_latents, x.size(2)});
-  detail::Random random({config.seed, kRevived, 0});
-  float* out = noise.data_ptr<float>();
-  const double size = 0.01 / std::sqrt(static_cast<double>(x.size(2)));
-  for (std::int64_t i = 0; i < noise.numel(); ++i)
-    out[i] = static_cast<float>(size * random.normal());
-  Tensor rows = noise.to(x.device());
-  for (std::int64_t p = 0; p < x.size(0); ++p) {
-    const Tensor usable =
-        normalized[p].index({good[p].logical_and(normalized[p].square().sum(1) > 0)});
-    if (usable.size(0) == 0) {  // all vectors are equal: noise alone points somewhere
-      continue;
-    }
-    const Tensor which =
-        torch::arange(config.num_latents, torch::TensorOptions(x.device()).dtype(torch::kLong)) %
-        usable.size(0);
-    rows[p] += unit_rows(usable.index_select(0, which));
-  }
-  return rows;
+/// [P, N, m]: unit vectors of random direction.
+Tensor starting_directions(const SparseAutoencoderConfig& config, const VectorStream& stream) {
+  Tensor rows = torch::empty({stream.num_dictionaries(), config.num_latents, stream.dim()});
+  detail::Random random({config.seed, kStart});
+  float* out = rows.data_ptr<float>();
+  for (std::int64_t i = 0; i < rows.numel(); ++i) out[i] = static_cast<float>(random.normal());
+  return unit_rows(rows);
 }
 
 /// Both matrices of an autoencoder as tensors.
@@ -449,12 +435,11 @@ std::vector<SparseAutoencoder> train_sparse_autoencoders(
   const torch::InferenceMode no_gradients;
   try {
     Batches batches(stream, device);
-    Tensor held_good, good;
+    Tensor held_good;
     stream.seek(0);
     const Tensor held_out = batches.next(kHeldOut, held_good).to(torch::kCPU).contiguous();
     const Normalization normalization = normalization_of(held_out.to(device), held_good);
-    const Tensor samples = starting_directions(
-        batches.next(2 * config.num_latents, good), good, normalization, config);
+    const Tensor start = starting_directions(config, stream).to(device);
 
     std::vector<bool> activations;  // signed?
     if (config.activation != "signed") activations.push_back(false);
@@ -463,7 +448,7 @@ std::vector<SparseAutoencoder> train_sparse_autoencoders(
     std::vector<SparseAutoencoder> best;
     for (const bool is_signed : activations) {
       stream.seek(kHeldOut);
-      Training training(config, is_signed, normalization, samples);
+      Training training(config, is_signed, normalization, start);
       progress.num_steps = training.num_steps() * static_cast<std::int64_t>(activations.size());
       train(training, batches, config, progress, on_step);
       std::vector<SparseAutoencoder> trained = training.results();
