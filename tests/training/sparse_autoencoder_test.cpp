@@ -206,6 +206,22 @@ TEST(SparseAutoencoder, VectorsWithNanAreLeftOutAndGiveNan) {
   EXPECT_THROW(train_sparse_autoencoders(config, stream), IoError);
 }
 
+TEST(SparseAutoencoder, ZeroVectorsAreNeitherMeasuredNorHarmful) {  // padding
+  struct WithZeros : PlantedStream {
+    using PlantedStream::PlantedStream;
+    void next(std::int64_t count, float* out) override {
+      PlantedStream::next(count, out);
+      for (std::int64_t i = 0; i < count; i += 4) std::fill_n(out + i * kDim, kDim, 0.0f);
+    }
+  } stream({false});
+  SparseAutoencoderConfig config = small_config("relu");
+  config.vectors = 100 * 256;
+  const SparseAutoencoder trained = train_sparse_autoencoders(config, stream)[0];
+  EXPECT_LT(trained.held_out_error, 0.5);
+  const std::vector<float> zero(kDim);
+  EXPECT_TRUE(std::isnan(trained.relative_error(zero.data(), 1)));
+}
+
 TEST(SparseAutoencoder, EqualVectorsAreNoTrap) {  // no variance, one direction
   struct Constant : VectorStream {
     int num_dictionaries() const override { return 1; }

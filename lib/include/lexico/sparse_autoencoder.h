@@ -52,7 +52,8 @@ struct SparseAutoencoder {
   SparseCodes encode(const float* vectors, std::int64_t count) const;
   /// [count, dim]. A vector with NaN or Inf gives NaN.
   std::vector<float> reconstruct(const float* vectors, std::int64_t count) const;
-  /// Mean of |x - x_hat| / (|x| + 1e-8) over finite vectors; NaN if there are none.
+  /// Mean of |x - x_hat| / (|x| + 1e-8) over vectors that are finite and not zero (shorter than
+  /// 1e-7); NaN if there are none.
   double relative_error(const float* vectors, std::int64_t count) const;
 };
 
@@ -69,8 +70,8 @@ struct SparseAutoencoderStep {
 ///
 /// @param on_step  may be empty; false ends training with Interrupted.
 /// @throws InvalidArgument if the config is out of range, or sparsity exceeds num_latents; IoError
-///         if all vectors of a stream in a batch hold NaN or Inf; ResourceError if memory or the
-///         device does not suffice; Error if training diverges.
+///         if all vectors of a stream in a batch are zero or hold NaN or Inf; ResourceError if
+///         memory or the device does not suffice; Error if training diverges.
 std::vector<SparseAutoencoder> train_sparse_autoencoders(
     const SparseAutoencoderConfig& config,
     VectorStream& stream,

@@ -26,7 +26,7 @@ constexpr std::uint64_t kStart = 11;     // what a random stream is for
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;
 constexpr double kWarmup = 0.05;  // of the steps
 constexpr int kDeadAfter = 20;    // a latent is dead when none of the last 20 N vectors took it
-constexpr double kAuxiliary = 1.0 / 8;  // share of the auxiliary loss
+constexpr double kAuxiliary = 1.0 / 8;       // share of the auxiliary loss
 constexpr double kEncoderStart = 0.3;        // length of its rows: others are slower
 constexpr std::int64_t kEncodeBlock = 4096;  // bounds the [block, N] activations
 constexpr float kMostEnergy = 1e30f;         // of a vector: sums of squares stay finite
@@ -81,21 +81,24 @@ struct Normalization {
   Tensor scale;  // [P, 1, 1]
 };
 
-/// Vectors of a stream on the device, those with NaN or Inf marked.
+/// Vectors of a stream on the device. Those that are zero, which have no relative error, or hold
+/// NaN or Inf are marked.
 class Batches {
  public:
   Batches(VectorStream& stream, torch::Device device) : stream_(stream), device_(device) {}
 
-  /// @param good  [P, count] bool: finite. Others are zero in the result [P, count, m].
+  /// @param good  [P, count] bool. Others are zero in the result [P, count, m].
   Tensor next(std::int64_t count, Tensor& good) {
     Tensor x = torch::empty({stream_.num_dictionaries(), count, stream_.dim()});
     stream_.next(count, x.data_ptr<float>());
-    good = x.square().sum(2) < kMostEnergy;
+    const Tensor energy = x.square().sum(2);
+    good = (energy < kMostEnergy).logical_and(energy > 0);
     const Tensor counts = good.sum(1);
     for (std::int64_t p = 0; p < x.size(0); ++p)
       if (counts[p].item<std::int64_t>() == 0)
-        throw IoError("stream " + std::to_string(p) +
-                      ": every vector of a batch holds NaN or Inf, or is too large to square");
+        throw IoError(
+            "stream " + std::to_string(p) +
+            ": every vector of a batch is zero, holds NaN or Inf, or is too large to square");
     x.masked_fill_(good.logical_not().unsqueeze(2), 0.0f);
     good = good.to(device_);
     return x.to(device_);
@@ -414,10 +417,12 @@ std::vector<float> SparseAutoencoder::reconstruct(const float* vectors, std::int
 }
 
 double SparseAutoencoder::relative_error(const float* vectors, std::int64_t count) const {
+  const Weights weights(*this);
   double sum = 0, finite = 0;
   for_blocks(*this, vectors, count, [&](auto, const Chosen&, const Tensor& x, const Tensor& y) {
-    const Tensor errors = (x - y).norm(2, 1) / ((x + Weights(*this).offset).norm(2, 1) + 1e-8);
-    const Tensor good = torch::isfinite(errors);
+    const Tensor lengths = (x + weights.offset).norm(2, 1);
+    const Tensor errors = (x - y).norm(2, 1) / (lengths + 1e-8);
+    const Tensor good = torch::isfinite(errors).logical_and(lengths > 1e-7);
     sum += errors.masked_select(good).sum(torch::kFloat64).template item<double>();
     finite += static_cast<double>(good.sum().template item<std::int64_t>());
   });
