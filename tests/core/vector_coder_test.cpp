@@ -40,8 +40,8 @@ TEST(VectorCoders, ErrLessWithMoreBitsAndRankAsTheyShould) {
   const std::vector<float> x = sample();
   double pca_before = 2, rotation_before = 2;
   for (int bits : {32, 64, 96, 128, 160}) {
-    const auto pca = pca_coder(x.data(), kRows, kDim, kHeads, bits);
-    const auto trellis = pca_coder(x.data(), kRows, kDim, kHeads, bits, 8);
+    const auto pca = pca_coder(x.data(), kRows, kDim, kHeads, bits, 0, 1);
+    const auto trellis = pca_coder(x.data(), kRows, kDim, kHeads, bits, 8, 1);
     const auto rotation = rotation_coder(kDim, bits, 1);
     EXPECT_EQ(pca->bits_per_vector(), bits);
     EXPECT_EQ(rotation->bits_per_vector(), bits);
@@ -113,7 +113,7 @@ TEST(VectorCoders, DictionaryCodersGoThroughTheTransform) {
 TEST(VectorCoders, ZeroAndNanVectorsHarmNobody) {
   std::vector<float> x = sample();
   std::vector<std::unique_ptr<VectorCoder>> coders;
-  coders.push_back(pca_coder(x.data(), kRows, kDim, kHeads, 64));
+  coders.push_back(pca_coder(x.data(), kRows, kDim, kHeads, 64, 0, 1));
   coders.push_back(rotation_coder(kDim, 64, 1));
   coders.push_back(min_max_coder(kDim, 2));
   Dictionary d = random_dictionary(0, Kind::kKeys, 64, kDim, 1);
