@@ -7,6 +7,7 @@ struct CpuFeatures {
   bool avx2 = false;         ///< AVX2 and FMA
   bool avx512 = false;       ///< AVX-512 F, BW, DQ, VL
   bool avx512_bf16 = false;  ///< BF16 dot products
+  bool avx512_vbmi = false;  ///< byte permutations
   bool avx512_vnni = false;  ///< int8 and int16 dot products
   bool amx = false;          ///< AMX tiles with BF16, and the kernel lets this process use them
 };

@@ -5,6 +5,9 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/common/cpu_features.h"
+#include "kernels/packing/unpack.h"
+
 namespace lexico::kernels::cpu {
 namespace {
 
@@ -54,6 +57,27 @@ void unpack_record(const RecordLayout& layout, const std::uint8_t* record, std::
   }
 }
 
+#if defined(__x86_64__)
+void group_fields(const RecordLayout& layout, FieldGroup* groups) {
+  int bit = 0;
+  for (int f = 0; f < layout.num_fields; ++f) {
+    FieldGroup& group = groups[f / 16];
+    if (f % 16 == 0) {
+      group = {};
+      group.first_byte = std::min(bit / 8, std::max(layout.record_bytes - 1, 0));
+      group.num_bytes = std::min(64, layout.record_bytes - group.first_byte);
+    }
+    const int width = layout.widths[f];
+    for (int b = 0; b < 4; ++b)  // bytes beyond the record hold none of the field's bits
+      group.bytes[4 * (f % 16) + b] =
+          static_cast<std::uint8_t>(std::min(bit / 8 + b - group.first_byte, 63));
+    group.shifts[f % 16] = static_cast<std::uint32_t>(bit % 8);
+    group.masks[f % 16] = static_cast<std::uint32_t>(low_bits(width));
+    bit += width;
+  }
+}
+#endif
+
 }  // namespace
 
 Status pack_fields(const RecordLayout& layout,
@@ -94,6 +118,24 @@ Status unpack_fields(const RecordLayout& layout,
   if (layout.num_fields == 0) return {};
   // unpack_record may load up to 8 bytes beyond a record: the last rows are read byte by byte.
   const std::int64_t size = layout.record_bytes, step = layout.step;
+#if defined(__x86_64__)
+  const int num_groups = (layout.num_fields + 15) / 16;
+  if (cpu_features().avx512_vbmi && num_groups <= kMaxGroups && size > 0) {
+    FieldGroup groups[kMaxGroups];
+    group_fields(layout, groups);
+    constexpr std::int64_t kRows = 64;  // whose records and fields stay in the first cache
+    for (std::int64_t row = 0; row < rows; row += kRows)
+      unpack_rows_vbmi(groups,
+                       num_groups,
+                       layout.num_fields,
+                       layout.record_bytes,
+                       step,
+                       records + row * step * size,
+                       std::min(kRows, rows - row),
+                       fields + row * step * layout.num_fields);
+    return {};
+  }
+#endif
   const std::int64_t last = size > 0 ? (8 + size * step - 1) / (size * step) : rows;
   const std::int64_t safe = std::max<std::int64_t>(0, rows - last);
   for (std::int64_t row = 0; row < safe; ++row)

@@ -27,8 +27,13 @@ class VectorCoder {
 /// PCA transform coding: mean and principal axes per KV head, bits always to the component with the
 /// largest drop of the expected error, Lloyd-Max levels per component. Learned from `vectors`.
 /// @param states  0: scalar levels. Else trellis-coded quantization, as in ResidualCode.
-std::unique_ptr<VectorCoder> pca_coder(
-    const float* vectors, std::int64_t rows, int dim, int heads, int bits, int states = 0);
+std::unique_ptr<VectorCoder> pca_coder(const float* vectors,
+                                       std::int64_t rows,
+                                       int dim,
+                                       int heads,
+                                       int bits,
+                                       int states = 0,
+                                       int threads = 0);
 
 /// Random rotation, Lloyd-Max levels of a Gaussian, the norm in 16 bits (TurboQuant's MSE form,
 /// arXiv 2504.19874). `bits` in all: (bits - 16) / dim a component, the first ones one bit more

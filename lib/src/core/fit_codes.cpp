@@ -20,9 +20,9 @@ using detail::throw_invalid;
 namespace {
 
 constexpr std::int64_t kSearchRows = 8192;  // of a sample that choose_codes searches on
-constexpr int kMeasured = 4;                // formats whose error choose_codes measures
-constexpr int kTrellisRounds = 12;
-constexpr std::int64_t kTrellisRows = 12288;  // of a group that trellis levels are learned on
+constexpr int kMeasured = 3;                // formats whose error choose_codes measures
+constexpr int kTrellisRounds = 8;
+constexpr std::int64_t kTrellisRows = 8192;  // of a group that trellis levels are learned on
 constexpr double kNoBits = -1;
 
 using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -530,6 +530,7 @@ CodeChoice choose_codes(const Dictionary& dictionary,
     return a.expected < b.expected;
   });
   if (candidates.size() > size_of(kMeasured)) candidates.resize(size_of(kMeasured));
+  const Sample whole = take(dictionary, vectors, rows, heads, options, options.max_rows);
   CodeChoice best;
   best.error = INFINITY;
   Dictionary trial = dictionary;
@@ -537,9 +538,7 @@ CodeChoice choose_codes(const Dictionary& dictionary,
   encode.selection = options.selection;
   encode.threads = options.threads;
   for (const Candidate& candidate : candidates) {
-    trial.format = fit(dictionary,
-                       take(dictionary, vectors, rows, heads, candidate.options, options.max_rows),
-                       candidate.options);
+    trial.format = fit(dictionary, whole, candidate.options);
     Codec codec(trial, encode);
     const double error = error_of(trial, codec, search.vectors.data(), search.rows);
     if (error < best.error) best = {trial.format, error};

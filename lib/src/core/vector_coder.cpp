@@ -116,8 +116,13 @@ class MinMaxCoder : public VectorCoder {
 
 }  // namespace
 
-std::unique_ptr<VectorCoder> pca_coder(
-    const float* vectors, std::int64_t rows, int dim, int heads, int bits, int states) {
+std::unique_ptr<VectorCoder> pca_coder(const float* vectors,
+                                       std::int64_t rows,
+                                       int dim,
+                                       int heads,
+                                       int bits,
+                                       int states,
+                                       int threads) {
   Dictionary none;  // a single atom that no vector takes
   none.num_atoms = 1;
   none.dim = dim;
@@ -128,9 +133,12 @@ std::unique_ptr<VectorCoder> pca_coder(
   options.scale_bits = 0;
   options.residual_bits = bits;
   options.states = states;
+  options.threads = threads;
   none.format = fit_codes(none, vectors, rows, heads, options);
+  EncodeOptions encode;
+  encode.threads = threads;
   return std::make_unique<DictionaryCoder>(
-      std::move(none), EncodeOptions{}, states > 0 ? "pca + trellis" : "pca");
+      std::move(none), encode, states > 0 ? "pca + trellis" : "pca");
 }
 
 std::unique_ptr<VectorCoder> rotation_coder(int dim, int bits, std::uint64_t seed) {
