@@ -67,7 +67,7 @@ struct Uses {
 class Sparse : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override { ASSERT_TRUE(cpu::set_pursuit_level(GetParam().c_str()).ok()); }
-  void TearDown() override { cpu::set_pursuit_level(nullptr); }
+  void TearDown() override { ASSERT_TRUE(cpu::set_pursuit_level(nullptr).ok()); }
 };
 
 TEST_P(Sparse, ResidualIsSignalMinusDecodedCode) {

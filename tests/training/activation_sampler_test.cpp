@@ -184,6 +184,7 @@ TEST_P(Sampler, GroupsOfLayersTakeTurns) {
 
 TEST_P(Sampler, FramesAreFittedAndAppliedAlikeEveryTime) {
   TrainConfig config;
+  EXPECT_TRUE(fit_frame(*reader_, {{1, Kind::kKeys}}, kUsed, config).changes_nothing());  // auto
   config.mean = "head";
   config.scale = "unit";
   const std::vector<TrainTarget> targets = {{1, Kind::kKeys}, {0, Kind::kValues}};

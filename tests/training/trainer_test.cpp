@@ -258,9 +258,9 @@ INSTANTIATE_TEST_SUITE_P(Recipes,
 
 TEST(Trainer, DivergenceStopsWithAdviceAndKeepsTheBest) {
   SyntheticStream stream(1, 16, 40, 3);
-  TrainConfig config = small_config("sgd");
+  TrainConfig config = small_config("lexico");
   config.learning_rate = 1;
-  config.vectors = 100'000'000;
+  config.vectors = 1'000'000;
   SyntheticStream other(1, 16, 40, 3);
   TrainConfig good = small_config("sgd");
   good.vectors = 40 * 4096;
@@ -273,7 +273,8 @@ TEST(Trainer, DivergenceStopsWithAdviceAndKeepsTheBest) {
   const std::string message = message_of<Diverged>([&] { trainer.run(until); });
   EXPECT_NE(message.find("layer 2 keys diverged"), std::string::npos) << message;
   EXPECT_NE(message.find("try a learning_rate below 1"), std::string::npos) << message;
-  EXPECT_EQ(atoms_of(trainer), atoms_of(start));
+  const std::vector<float> kept = atoms_of(trainer), best = atoms_of(start);
+  for (std::size_t i = 0; i < best.size(); ++i) ASSERT_NEAR(kept[i], best[i], 1e-6);
 }
 
 TEST(Trainer, MinutesBecomeStepsThatACheckpointKeeps) {

@@ -57,6 +57,7 @@ class ActivationReader {
   /// the files' own frame.
   /// @throws IoError if that takes a RoPE and positions, and the files have none.
   void set_key_stage(KeyStage stage);
+  KeyStage stored_key_stage() const;  ///< of the files
 
   /// Copies rows [first, first + count) as float32 to `out` [count, head_dim].
   /// @throws IoError if the file cannot be read there; InvalidArgument if the range or the layer is

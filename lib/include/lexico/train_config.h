@@ -24,7 +24,7 @@ struct TrainConfig {
   double finish = 0.0;
   std::string initialization = "auto";
   std::string initial;
-  std::string mean = "none", scale = "none", dictionaries = "layer", layer_groups, metric = "none";
+  std::string mean = "auto", scale = "none", dictionaries = "layer", layer_groups, metric = "none";
   std::int64_t position_offsets = 0;
   std::uint64_t seed = 0;
   int threads = 0;
@@ -97,7 +97,8 @@ struct TrainConfig {
         "as initialization says");
     visit("mean",
           self.mean,
-          "head: subtract the mean of each KV head before coding (stored, added back); none");
+          "head: subtract the mean of each KV head before coding (stored, added back); none; auto: "
+          "head where keys are pre_rope, none for post_rope keys and recipe lexico");
     visit("scale",
           self.scale,
           "unit: vectors count for learning by direction alone; none: longer ones count more");

@@ -385,6 +385,8 @@ std::int64_t ActivationReader::num_rows() const {
 }
 bool ActivationReader::is_half() const { return impl_->info.half; }
 
+KeyStage ActivationReader::stored_key_stage() const { return impl_->stored_stage; }
+
 void ActivationReader::set_key_stage(KeyStage stage) {
   Impl& self = *impl_;
   if (stage == self.info.key_stage) return;

@@ -53,7 +53,7 @@ void TrainConfig::validate() const {
   if (finish > 0 && recipe != "online")
     throw_invalid("finish is ", finish, ", which needs recipe online; the recipe is ", recipe);
   one_of("initialization", initialization, {"random", "samples", "auto"});
-  one_of("mean", mean, {"none", "head"});
+  one_of("mean", mean, {"head", "none", "auto"});
   one_of("scale", scale, {"none", "unit"});
   one_of("dictionaries", dictionaries, {"layer", "head"});
   one_of("metric", metric, {"none", "queries"});

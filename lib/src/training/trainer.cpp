@@ -435,6 +435,7 @@ struct Trainer::Impl {
 
   /// Compares this window's errors with the best and with those of random atoms.
   void keep_best() {
+    if (step == 0) best_errors = last_errors;  // of the start
     for (std::size_t p = 0; p < last_errors.size(); ++p) {
       if (!std::isfinite(last_errors[p])) diverged(p);
       window_errors[p] += last_errors[p];
@@ -459,9 +460,7 @@ struct Trainer::Impl {
     std::string text = "training of " + name_of(targets[p]) + " diverged at step " +
                        std::to_string(step + 1) + " (error " + std::to_string(last_errors[p]) +
                        ", random atoms " + std::to_string(random_errors[p]) + "); ";
-    text += best_errors[p] <= 1
-                ? "the best atoms so far (error " + std::to_string(best_errors[p]) + ") are kept"
-                : "it never got better than its start, which is kept";
+    text += "the best atoms so far (error " + std::to_string(best_errors[p]) + ") are kept";
     text += config.recipe == "online" && phase().online
                 ? "; try a larger window or batch_size"
                 : "; try a learning_rate below " + text_of(config.learning_rate);

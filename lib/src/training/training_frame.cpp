@@ -53,6 +53,10 @@ void set_query_metric(Transform& transform, ActivationReader& reader, int layer)
                   reader.files().front(),
                   " holds ",
                   name_of(info.key_stage));
+  if (reader.stored_key_stage() != KeyStage::kPreRope)
+    throw_invalid("metric is 'queries', but the query moments in ",
+                  reader.files().front(),
+                  " are of post_rope queries: lexico-extract --key-stage pre_rope --query-moments");
   const std::vector<float> moment = reader.query_second_moment(layer);
   if (moment.empty())
     throw_invalid("metric is 'queries', but ",
@@ -108,18 +112,20 @@ TrainingFrame fit_frame(ActivationReader& reader,
     frame.rope = rope_of(reader);
   }
   const ActivationInfo& info = reader.info();
+  const bool means = config.mean == "head" || (config.mean == "auto" && config.recipe != "lexico" &&
+                                               info.key_stage == KeyStage::kPreRope);
   for (const TrainTarget& target : targets) {
     std::vector<int> layers = target.more_layers;
     layers.push_back(target.layer);
     for (int layer : layers) {
       const bool metric = config.metric == "queries" && target.kind == Kind::kKeys;
-      if ((config.mean == "none" && config.scale == "none" && !metric) ||
+      if ((!means && config.scale == "none" && !metric) ||
           frame.transforms.count({layer, target.kind}) != 0)
         continue;
       Transform& transform = frame.transforms[{layer, target.kind}];
       transform.heads = info.kv_heads;
       transform.unit_scale = config.scale == "unit";
-      if (config.mean == "head") {
+      if (means) {
         const std::vector<float> rows =
             rows_to_fit(reader, layer, target.kind, num_rows, frame, config.seed);
         transform.mean = head_means(rows.data(),
