@@ -27,6 +27,9 @@ void EvalConfig::validate() {
   if (sparsity.front() < 1) throw_bound("sparsity", sparsity.front(), ">= 1");
   for (const double rate : bits)
     if (!(rate > 0 && rate <= 16)) throw_bound("bits", rate, "in (0, 16]");
+  if (sparse_autoencoder && fit.empty())
+    throw InvalidArgument("sparse_autoencoder needs data to learn from: --fit ACTIVATIONS");
+  if (autoencoder_vectors < 0) throw_bound("autoencoder_vectors", autoencoder_vectors, ">= 0");
   if (fit_vectors < 256) throw_bound("fit_vectors", fit_vectors, ">= 256");
   if (recent_window < 0) throw_bound("recent_window", recent_window, ">= 0");
   if (sink_tokens < 0) throw_bound("sink_tokens", sink_tokens, ">= 0");

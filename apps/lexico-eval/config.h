@@ -13,7 +13,7 @@ struct EvalConfig : ModelTextConfig {
   std::vector<std::string> dictionary, data, text, token_ids, ood;
   std::string fit;
   std::vector<double> bits{1, 2, 3, 4, 5};
-  std::int64_t fit_vectors = 32768;
+  std::int64_t fit_vectors = 32768, autoencoder_vectors = 0;
   std::string layers = "all", selection = "omp", output;
   std::vector<int> sparsity{4, 8, 16}, position_offset;
   std::int64_t max_vectors = 65536;
@@ -22,7 +22,8 @@ struct EvalConfig : ModelTextConfig {
   std::uint64_t seed = 0;
   int recent_window = 32, sink_tokens = 0, chunk = 0;
   std::int64_t perplexity_tokens = 12288;
-  bool perplexity = false, no_baselines = false, overwrite = false, dry_run = false, json = false;
+  bool sparse_autoencoder = false, perplexity = false, no_baselines = false, overwrite = false,
+       dry_run = false, json = false;
 
   template <typename Self, typename Visitor>
   static void for_each_field(Self& self, Visitor&& visit) {
@@ -42,6 +43,14 @@ struct EvalConfig : ModelTextConfig {
           "dictionary and PCA "
           "transform coding at each of bits");
     visit("bits", self.bits, "bits per number at which coders are compared");
+    visit("sparse_autoencoder",
+          self.sparse_autoencoder,
+          "also train a top-k sparse autoencoder on the activations of fit: as many latents as the "
+          "dictionary has "
+          "atoms, the middle one of sparsity; minutes");
+    visit("autoencoder_vectors",
+          self.autoencoder_vectors,
+          "vectors of each layer and kind it learns from; 0: max(2e6, 2000 latents)");
     visit(
         "fit_vectors", self.fit_vectors, "vectors of each layer and kind that codes are fitted on");
     visit("perplexity",

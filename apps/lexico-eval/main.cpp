@@ -130,7 +130,10 @@ int evaluate(const EvalConfig& config, const std::string& command) {
                                  "vectors of " + samples.dataset +
                                      ", which are left out where that baseline is measured on it");
   measure_all(contenders, sources, options, samples.dataset, samples.tokens, report);
-  const RateOptions rates{config.bits, config.fit_vectors, !config.no_baselines};
+  const RateOptions rates{config.bits,
+                          config.fit_vectors,
+                          !config.no_baselines,
+                          config.sparse_autoencoder ? config.autoencoder_vectors : -1};
   const std::vector<RateCoder> coders =
       make_rate_coders(contenders, fit ? &*fit : nullptr, report.dim, options, rates);
   measure_rates(coders, sources, options, report);

@@ -5,10 +5,14 @@
 #include <cmath>
 #include <map>
 
+#include "common/options.h"
 #include "common/program.h"
 #include "common/report/text.h"
+#include "lexico/activation_sampler.h"
+#include "lexico/activations.h"
 #include "lexico/error.h"
 #include "lexico/fit_codes.h"
+#include "lexico/sparse_autoencoder.h"
 
 namespace lexico::apps {
 namespace {
@@ -65,6 +69,61 @@ void add_fixed_coders(const DictionarySet& like,
       }
       for (const int bits : {2, 3, 4}) add("min/max", min_max_coder(dim, bits));
     }
+}
+
+/// A sparse autoencoder whose codes are stored as the published format stores a dictionary's.
+class AutoencoderCoder : public VectorCoder {
+ public:
+  explicit AutoencoderCoder(SparseAutoencoder autoencoder) : autoencoder_(std::move(autoencoder)) {}
+  std::string name() const override { return "sparse autoencoder"; }
+  int bits_per_vector() const override { return 24 * autoencoder_.sparsity + 16; }
+  void reconstruct(const float* vectors, std::int64_t rows, float* out) override {
+    const std::vector<float> back =
+        autoencoder_.reconstruct(vectors, rows);  // weights as they are: in its favour
+    std::copy(back.begin(), back.end(), out);
+  }
+
+ private:
+  SparseAutoencoder autoencoder_;
+};
+
+/// Trains one for keys and values of every layer on the activations of `source`.
+void add_autoencoders(const Contender& like,
+                      const NamedSource& source,
+                      const MeasureOptions& options,
+                      const RateOptions& rates,
+                      std::vector<RateCoder>& coders) {
+  if (source.spec.is_text)
+    throw InvalidArgument("sparse_autoencoder needs activations to learn from, but --fit " +
+                          source.spec.path + " is text: dump it with lexico-extract");
+  ActivationReader reader(source.spec.path);
+  reader.set_key_stage(like.set.key_stage);
+  std::vector<TrainTarget> targets;
+  for (const int layer : options.layers)
+    for (const Kind kind : kBothKinds) targets.push_back({layer, kind});
+  constexpr std::size_t kPoolBytes = std::size_t{1} << 30;
+  ActivationSampler sampler(reader, targets, reader.num_rows(), options.seed, kPoolBytes);
+  SparseAutoencoderConfig config;
+  config.num_latents = like.coder.num_atoms;
+  config.sparsity = options.sparsities[options.sparsities.size() / 2];
+  config.activation = "relu";
+  config.vectors = rates.autoencoder_vectors;
+  config.seed = options.seed;
+  config.threads = options.encode.threads;
+  Progress progress("training sparse autoencoders", 1, "of the steps");
+  std::vector<SparseAutoencoder> trained =
+      train_sparse_autoencoders(config, sampler, [&](const SparseAutoencoderStep& step) {
+        progress.update(static_cast<double>(step.step) / static_cast<double>(step.num_steps),
+                        "rel_err=" + value_text(step.relative_error));
+        return !stop_requested();
+      });
+  for (std::size_t i = 0; i < targets.size(); ++i)
+    coders.push_back({"sparse autoencoder",
+                      targets[i].layer,
+                      targets[i].kind,
+                      like.set.key_stage,
+                      Dictionary::kAllHeads,
+                      std::make_unique<AutoencoderCoder>(std::move(trained[i]))});
 }
 
 /// Rows of one layer and kind to fit on, as the source has them.
@@ -299,6 +358,8 @@ std::vector<RateCoder> make_rate_coders(const std::vector<Contender>& contenders
       add_own_formats(contender, options, coders);
   if (rates.baselines) add_fixed_coders(contenders.front().set, dim, options, rates, coders);
   if (fit != nullptr) Fitter(contenders, *fit, options, rates, coders).run();
+  if (fit != nullptr && rates.autoencoder_vectors >= 0)
+    add_autoencoders(contenders.front(), *fit, options, rates, coders);
   return coders;
 }
 

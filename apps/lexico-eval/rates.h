@@ -16,6 +16,8 @@ struct RateOptions {
       bits_per_number;               ///< where coders that can be fitted to any rate are measured
   std::int64_t fit_vectors = 32768;  ///< per layer and kind that they are fitted on
   bool baselines = true;
+  std::int64_t autoencoder_vectors =
+      -1;  ///< that a sparse autoencoder learns from; 0: its own default; -1: there is none
 };
 
 /// One coder of one layer and kind, ready to be measured.
@@ -31,7 +33,9 @@ struct RateCoder {
 /// The coders that errors are compared at equal bits of, after quantization:
 ///   each dictionary in its own format, and in the published one (fp8-int16) at each sparsity;
 ///   min/max and rotation + Lloyd-Max, which need no fitting;
-///   with `fit`: each dictionary in the best packed format for each rate, and PCA transform coding.
+///   with `fit`: each dictionary in the best packed format for each rate, PCA transform coding, and
+///   if asked for a top-k sparse autoencoder with as many latents as the first dictionary has
+///   atoms, coded like the published format.
 /// @param fit  vectors to fit on, or null: nothing is fitted. @throws Interrupted.
 std::vector<RateCoder> make_rate_coders(const std::vector<Contender>& contenders,
                                         NamedSource* fit,

@@ -12,7 +12,7 @@ namespace lexico {
 class VectorStream;
 
 /// How a top-k sparse autoencoder is trained. The defaults are what measured best on keys and
-/// values of a small Llama (docs/quality_sae.md).
+/// values of a small Llama (docs/sparse_autoencoder.md).
 struct SparseAutoencoderConfig {
   int num_latents = 1024;  ///< the N of a dictionary to be compared with
   int sparsity = 8;        ///< latents of a vector: its s
