@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "kernels/sparse/sparse.h"
 
 namespace lexico::detail {
 namespace {

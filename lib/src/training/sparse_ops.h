@@ -2,7 +2,6 @@
 
 #include <torch/types.h>
 
-#include "kernels/sparse/sparse.h"
 #include "lexico/encoder.h"
 
 namespace lexico::detail {
