@@ -432,22 +432,30 @@ void print_plan(const Config& config,
   const TrainConfig& train = trainer.config();
   const double numbers =
       static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * sampler.dim();
-  const double batch = 3.0 * sampler.num_dictionaries() * train.batch_size * sampler.dim();
+  const double sums =  // of recipe online: A
+      train.recipe == "online"
+          ? static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * train.num_atoms
+          : 0;
+  const double batch = 4.0 * sampler.num_dictionaries() * train.batch_size * sampler.dim();
+  // A budget in minutes: as many as the probe promises.
+  const std::int64_t steps = train.minutes > 0
+                                 ? static_cast<std::int64_t>(60 * train.minutes / seconds_per_step)
+                                 : train.num_steps();
   const std::int64_t free = free_bytes(config.output);
   Json plan;
   plan["dictionaries"] = sampler.num_dictionaries();
   plan["num_atoms"] = train.num_atoms;
   plan["dim"] = sampler.dim();
-  plan["training_vectors_per_dictionary"] = train.num_steps() * train.batch_size;
+  plan["training_vectors_per_dictionary"] = steps * train.batch_size;
   plan["vectors_in_data"] = training_rows;
-  plan["passes_over_data"] = static_cast<double>(train.num_steps()) * train.batch_size /
-                             static_cast<double>(training_rows);
-  plan["steps"] = train.num_steps();
+  plan["passes_over_data"] =
+      static_cast<double>(steps) * train.batch_size / static_cast<double>(training_rows);
+  plan["steps"] = steps;
   plan["memory_bytes"] =
-      4.0 * (7.0 * numbers + batch) + static_cast<double>(sampler.pool_bytes()) + 4e8;
-  plan["disk_bytes"] = 4.0 * numbers * (2 + 2 * 3);
+      4.0 * (8.0 * numbers + sums + batch) + static_cast<double>(sampler.pool_bytes()) + 4e8;
+  plan["disk_bytes"] = 4.0 * (numbers * (2 + 2 * 4) + 2 * sums);
   plan["free_disk_bytes"] = free < 0 ? Json(nullptr) : Json(free);
-  plan["seconds"] = seconds_per_step * static_cast<double>(train.num_steps());
+  plan["seconds"] = seconds_per_step * static_cast<double>(steps);
   if (config.json) {
     std::cout << json_text(plan);
     return;
@@ -461,7 +469,7 @@ void print_plan(const Config& config,
             << "  training  " << train.recipe << ": "
             << format_count(plan["training_vectors_per_dictionary"]) << " vectors each ("
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
-            << " passes), " << train.num_steps() << " steps of " << train.batch_size << '\n'
+            << " passes), " << steps << " steps of " << train.batch_size << '\n'
             << "  memory    about " << format_bytes(plan["memory_bytes"]) << '\n'
             << "  disk      " << format_bytes(plan["disk_bytes"])
             << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << '\n'
@@ -632,8 +640,10 @@ int train(const Config& config,
   log_info("training " + std::to_string(targets.size()) + " dictionaries of " +
            std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
            ", recipe " + resolved.recipe + ", " +
-           format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
-           " vectors each" +
+           (resolved.num_steps() > 0
+                ? format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
+                      " vectors each"
+                : value_text(resolved.minutes) + " minutes") +
            (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
 
   Observer observer(folder, trainer, config.checkpoint_seconds);

@@ -76,6 +76,7 @@ TrainConfig TrainConfig::resolved() const {
   if (c.initialization == "auto") c.initialization = published ? "random" : "samples";
   if (c.key_sparsity == 0) c.key_sparsity = sparsity;
   if (c.value_sparsity == 0) c.value_sparsity = sparsity;
+  c.sparsity = std::max(c.key_sparsity, c.value_sparsity);
   return c;
 }
 
