@@ -69,8 +69,11 @@ Rope rope_of(const ActivationReader& reader) {
   const ActivationInfo& info = reader.info();
   const std::string where = reader.files().front();
   if (info.key_stage != KeyStage::kPostRope)
-    throw_invalid(
-        "position_offsets move post_rope keys; ", where, " holds ", name_of(info.key_stage));
+    throw_invalid("position_offsets move post_rope keys, those of ",
+                  where,
+                  " are taken as ",
+                  name_of(info.key_stage),
+                  ": set key_stage to post_rope");
   if (info.rope.empty())
     throw_invalid("position_offsets need the model's rotation, which ",
                   where,
