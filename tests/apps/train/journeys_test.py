@@ -21,7 +21,8 @@ import programs  # noqa: E402
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # small steps on a busy machine: threads that spin only get in the way
 TRAIN = str(Path(os.environ["LEXICO_BIN"]) / "lexico-train")
-SMALL = ["--num-atoms", "48", "--sparsity", "3", "--vectors", "20000", "--batch-size", "256", "--validation-vectors", "500"]
+SMALL = ["--num-atoms", "48", "--sparsity", "3", "--vectors", "20000", "--batch-size", "256", "--validation-vectors", "500",
+         "--coding", "exact"]  # fmt: skip
 
 
 def run(*arguments, **options):
@@ -153,7 +154,7 @@ def test_registry_is_merged(data, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_cut_off_and_resumed_ends_with_the_same_bytes(data, tmp_path, how):
-    settings = [*SMALL[:-2], "--validation-vectors", "500", "--vectors", "150000", "--checkpoint-seconds", "0.05"]
+    settings = [*SMALL, "--vectors", "150000", "--checkpoint-seconds", "0.05"]
     run("--data", data, "-o", tmp_path / "whole", *settings)
     cut = tmp_path / "cut"
     process = subprocess.Popen([TRAIN, "--data", data, "-o", cut, *settings], stderr=subprocess.PIPE, text=True)
@@ -336,7 +337,8 @@ def test_keys_and_values_of_their_own_sparsity(data, tmp_path):
 
 
 def test_a_budget_in_minutes(data, tmp_path):
-    settings = [*SMALL[:4], "--batch-size", "256", "--validation-vectors", "500"]
+    settings = [*SMALL[:4], "--batch-size", "256", "--validation-vectors", "500",
+         "--coding", "exact"]  # fmt: skip
     run("--data", data, "-o", tmp_path / "r", *settings, "--minutes", "0.02")
     lines = [json.loads(l) for l in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["learning_rate"] < 0.1 * lines[0]["learning_rate"]
