@@ -483,14 +483,15 @@ TEST(Trellis, ErrsLessThanScalarLevelsOfTheSameBits) {
   // Gaussian components, 2 bits each: 9.3 dB with scalar levels, 10.5 and more with 8 states
   // (Marcellin and Fischer 1990, table IV).
   detail::Random random({5});
-  std::vector<float> x(4000 * kDim);
+  constexpr int dim = 64;  // the register's start at 0 takes the first components' choice
+  std::vector<float> x(4000 * dim);
   for (float& v : x) v = static_cast<float>(random.normal());
-  Dictionary d = random_dictionary(0, Kind::kKeys, 4, kDim, 5);
+  Dictionary d = random_dictionary(0, Kind::kKeys, 4, dim, 5);
   CodeFitOptions options;
   options.threads = 1;
   options.max_atoms = 0;
   options.scale_bits = 0;
-  options.residual_bits = 2 * kDim;
+  options.residual_bits = 2 * dim;
   const auto decibels = [&](int states) {
     options.states = states;
     d.format = fit_codes(d, x.data(), 4000, 1, options);
@@ -498,7 +499,7 @@ TEST(Trellis, ErrsLessThanScalarLevelsOfTheSameBits) {
   };
   const double scalar = decibels(0), eight = decibels(8);
   EXPECT_NEAR(scalar, 9.3, 0.15);
-  EXPECT_GT(eight, 10.2);
+  EXPECT_GT(eight, 10.3);
 }
 
 }  // namespace

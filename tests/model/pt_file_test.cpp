@@ -72,6 +72,12 @@ TEST(PtFile, RefusesASetThatIsNotWholeOrPreRope) {
   set.dictionaries[3] = {1, Kind::kValues, 2, 2, {1, 0, 0, 1}};
   EXPECT_NE(write(set).find("one shape"), std::string::npos);
   EXPECT_NE(write({}).find("no dictionaries"), std::string::npos);
+  set = two_layers();
+  set.dictionaries[3].transform.mean = {1, 0};
+  EXPECT_NE(write(set).find("transform of the values of layer 1"), std::string::npos) << write(set);
+  set = two_layers();
+  set.dictionaries[2].head = 0;
+  EXPECT_NE(write(set).find("single heads, as the keys of layer 1"), std::string::npos) << write(set);
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
