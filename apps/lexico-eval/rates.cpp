@@ -185,6 +185,8 @@ class Fitter {
     for (const Contender& contender : contenders_) {
       if (contender.coder.role != Coder::Role::kDictionary) continue;
       const DictionarySet& set = contender.set;
+      if (set.dictionaries.front().format.coding == CodeFormat::Coding::kFp8Int16)
+        continue;  // as it is meant
       if (!set.find(layer, kind) && !set.find(layer, kind, 0)) continue;
       for_each_dictionary(set,
                           layer,

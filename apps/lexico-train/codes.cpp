@@ -15,7 +15,7 @@
 namespace lexico::apps {
 namespace {
 
-constexpr int kMostAtoms = 16;     // that a code may have
+constexpr int kMostAtoms = 8;      // that a code may have
 constexpr int kDefaultBits = 208;  // of a vector: what the published format takes at s = 8
 constexpr int kBlocks = 16;  // of neighbouring rows, spread over the data: what codes are fitted on
 

@@ -16,7 +16,7 @@ struct CodeConfig {
   int bits = 0;
   double bytes_per_token = 0;
   int residual_states = 8;
-  std::int64_t code_vectors = 32768;
+  std::int64_t code_vectors = 16384;
 
   template <typename Self, typename Visitor>
   static void for_each_field(Self& self, Visitor&& visit) {
