@@ -43,7 +43,7 @@ CpuFeatures detect() {
   f.avx2 = ymm && fma && has_bit(b, 5);
   f.avx512 = f.avx2 && zmm && has_bit(b, 16) && has_bit(b, 17) && has_bit(b, 30) && has_bit(b, 31);
   f.avx512_vnni = f.avx512 && has_bit(c, 11);
-  f.amx = f.avx512 && tiles && has_bit(d, 22) && has_bit(d, 24) && tiles_granted();
+  f.amx = f.avx512 && tiles && has_bit(d, 24) && has_bit(d, 25) && tiles_granted();
   if (deepest >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)
     f.avx512_bf16 = f.avx512 && has_bit(a, 5);
   return f;

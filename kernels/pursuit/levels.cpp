@@ -14,6 +14,8 @@
 namespace lexico::kernels::cpu {
 namespace {
 
+const PursuitLevel* offered = nullptr;
+
 // Worst first.
 const std::vector<const PursuitLevel*>& levels_here() {
   static const std::vector<const PursuitLevel*> levels = [] {
@@ -23,7 +25,9 @@ const std::vector<const PursuitLevel*>& levels_here() {
     if (cpu.avx2) here.push_back(&kAvx2Level);
     if (cpu.avx512) here.push_back(&kAvx512Level);
     if (cpu.avx512_vnni) here.push_back(&kAvx512VnniLevel);
+    if (cpu.avx512_vnni && cpu.amx) here.push_back(&kAmxLevel);
 #endif
+    if (offered != nullptr) here.insert(here.begin(), offered);
     return here;
   }();
   return levels;
@@ -52,6 +56,8 @@ std::atomic<const PursuitLevel*> chosen = nullptr;
 
 }  // namespace
 
+void offer_level(const PursuitLevel& level) { offered = &level; }
+
 const PursuitLevel& current_level() {
   if (chosen.load() == nullptr && !set_pursuit_level(nullptr).ok()) chosen = levels_here().back();
   return *chosen.load();
@@ -68,7 +74,7 @@ Status set_pursuit_level(const char* name) {
   }
   const PursuitLevel* level = find(name);
   if (level == nullptr) {
-    constexpr std::string_view kAll[] = {"generic", "avx2", "avx512", "avx512vnni"};
+    constexpr std::string_view kAll[] = {"generic", "avx2", "avx512", "avx512vnni", "amx"};
     const bool known = std::find(std::begin(kAll), std::end(kAll), name) != std::end(kAll);
     thread_local std::string message;
     message = "LEXICO_CPU is '" + std::string(name) + "', " +

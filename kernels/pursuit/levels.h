@@ -7,4 +7,8 @@ namespace lexico::kernels::cpu {
 /// The level in use: the one set, else the one LEXICO_CPU names, else the best this machine has.
 const PursuitLevel& current_level();
 
+/// For tests: one more level, counted as the worst. To be called before any other function of
+/// levels.
+void offer_level(const PursuitLevel& level);
+
 }  // namespace lexico::kernels::cpu

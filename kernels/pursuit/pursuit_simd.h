@@ -2,7 +2,9 @@
 // Pursuit on one block of signals, at the vector width of the translation unit that includes this
 // (level_*.cpp). The algorithm and its bounds: docs/encoder.md. Only internal linkage here (see
 // level.h): no std function templates.
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__) || defined(LEXICO_TILES_ARE_EMULATED)  // the level brings the tiles
+#include "kernels/pursuit/screen_amx.h"
+#elif defined(__AVX512VNNI__)
 #include "kernels/pursuit/screen_vnni.h"
 #else
 #include "kernels/pursuit/screen_fp32.h"
@@ -1057,7 +1059,10 @@ inline std::size_t gram_size(const PursuitShape& shape) {
 
 }  // namespace
 
-#define LEXICO_PURSUIT_LEVEL(name) \
-  { name, panel_bytes, gram_size, scratch_size, prepare_panel, prepare_gram, encode_block }
+#define LEXICO_PURSUIT_LEVEL(name)                                                            \
+  {                                                                                           \
+    name, kSignalTile, kCorrelateIsFast, panel_bytes, gram_size, scratch_size, prepare_panel, \
+        prepare_gram, encode_block                                                            \
+  }
 
 }  // namespace lexico::kernels::cpu

@@ -6,6 +6,8 @@ namespace lexico::kernels::cpu {
 namespace {
 
 using GramValue = float;
+constexpr int kSignalTile = 6;  // signals a correlation tile takes
+constexpr bool kCorrelateIsFast = false;
 
 inline std::size_t panel_bytes(const PursuitShape& shape) {
   return size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(float);

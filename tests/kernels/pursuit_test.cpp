@@ -13,6 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/cpu_features.h"
+#include "kernels/pursuit/levels.h"
+#include "tests/kernels/level_amx_emulated.h"
+
 namespace lexico::kernels {
 namespace {
 
@@ -32,6 +36,9 @@ struct Variant {
 std::ostream& operator<<(std::ostream& out, const Variant& v) { return out << v.name(); }
 
 std::vector<Variant> variants() {
+#if defined(__x86_64__)
+  if (cpu_features().avx512_vnni) cpu::offer_level(cpu::kEmulatedAmxLevel);
+#endif
   std::vector<Variant> all;
   std::istringstream levels(cpu::pursuit_levels());
   for (std::string level; std::getline(levels, level, '|');) {
@@ -660,6 +667,7 @@ INSTANTIATE_TEST_SUITE_P(Levels,
                          [](const auto& test) { return test.param.name(); });
 
 TEST(PursuitPlan, GramMatricesThatCannotBeKeptMustPayWithinOneCall) {
+  ASSERT_TRUE(cpu::set_pursuit_level("generic").ok());
   PursuitProblem p;
   p.num_atoms = 4096;
   p.dim = 128;
@@ -698,7 +706,7 @@ TEST(PursuitLevels, EnvironmentForcesEveryLevelThereIs) {
 
 TEST(PursuitLevels, LevelThisCpuLacksIsSaidToBeLacking) {
   const std::string here = cpu::pursuit_levels();
-  for (const char* name : {"avx2", "avx512", "avx512vnni"}) {
+  for (const char* name : {"avx2", "avx512", "avx512vnni", "amx"}) {
     const Status status = cpu::set_pursuit_level(name);
     if (("|" + here + "|").find("|" + std::string(name) + "|") != std::string::npos) {
       EXPECT_TRUE(status.ok()) << name;
