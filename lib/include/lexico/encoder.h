@@ -93,7 +93,7 @@ class Encoder {
 };
 
 /// The speed level the last encoder made runs at, the best this CPU has unless LEXICO_CPU names
-/// another; and all that this CPU has, worst first: "generic", "avx2", "avx512", "avx512vnni".
+/// another; and all that this CPU has, worst first: "generic", "avx2", "avx512", "avx512vnni", "amx".
 /// Codes have the same accuracy at each.
 std::string cpu_level();
 std::vector<std::string> cpu_levels();
