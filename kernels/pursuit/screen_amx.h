@@ -166,8 +166,11 @@ inline void store_tiles(TileSums* sums) {
   }
 }
 
-// emit(signal, first atom, sums) gets d.v in units of 1 / kSumOne for 16 atoms, the signals from
-// `base` on.
+// Atoms whose sums wait to be written, so that a signal's are side by side: kAhead tiles of them.
+constexpr int kAhead = 2;
+
+// emit(signal, first atom, sums) gets d.v in units of 1 / kSumOne for kAhead vectors of atoms, the
+// signals from `base` on.
 template <bool kTwo, typename Emit>
 inline void correlate_groups(const PursuitShape& shape,
                              const std::int8_t* atoms,
@@ -175,23 +178,31 @@ inline void correlate_groups(const PursuitShape& shape,
                              int base,
                              int count,
                              Emit&& emit) {
+  constexpr int kGroups = kTwo ? 2 : 1, kShare = kGroups * kTileRows / kAhead;
   const std::size_t group_bytes = rows_bytes(shape);
   const int steps = steps_of(shape);
-  TileSums sums[kTwo ? 2 : 1];
-  const auto emit_sums = [&](int n) {
-    for (int i = 0; i < count; ++i) {
-      const VecInt high = load_int(sums[i / kTileRows].high[i % kTileRows]),
-                   mixed = load_int(sums[i / kTileRows].mixed[i % kTileRows]);
-      emit(base + i, n, (high << 8) + mixed);
+  TileSums sums[2][kAhead][kGroups];
+  int side = 0;
+  const auto emit_sums = [&](int n, int begin, int end) {
+    for (int i = begin; i < end && i < count; ++i) {
+      VecInt all[kAhead];
+#pragma GCC unroll 4
+      for (int v = 0; v < kAhead; ++v) {
+        const TileSums& one = sums[1 - side][v][i / kTileRows];
+        all[v] = (load_int(one.high[i % kTileRows]) << 8) + load_int(one.mixed[i % kTileRows]);
+      }
+      emit(base + i, n, all);
     }
   };
-  // While the tiles multiply, the sums before theirs are written.
-  for (int n = 0; n < shape.padded_atoms; n += kTileAtoms, atoms += group_bytes) {
-    multiply_tiles<kTwo>(atoms, signals, group_bytes, steps);
-    if (n > 0) emit_sums(n - kTileAtoms);
-    store_tiles<kTwo>(sums);
+  // While the tiles multiply, a share of the sums before theirs is written.
+  for (int n = 0; n < shape.padded_atoms; n += kAhead * kTileAtoms, side = 1 - side) {
+    for (int v = 0; v < kAhead; ++v, atoms += group_bytes) {
+      multiply_tiles<kTwo>(atoms, signals, group_bytes, steps);
+      if (n > 0) emit_sums(n - kAhead * kTileAtoms, v * kShare, (v + 1) * kShare);
+      store_tiles<kTwo>(sums[side][v]);
+    }
   }
-  emit_sums(shape.padded_atoms - kTileAtoms);
+  emit_sums(shape.padded_atoms - kAhead * kTileAtoms, 0, count);
 }
 
 template <typename Emit>
@@ -222,8 +233,12 @@ inline void correlate(const PursuitShape& shape,
                       float* const* out,
                       void* packed_memory) {
   const std::int8_t* packed = pack_signals(shape, signals, norms, num_signals, packed_memory);
-  correlate_tiles(shape, atoms, packed, num_signals, [&](int b, int n, VecInt sums) {
-    store(out[b] + n, (Vec)_mm512_cvtepi32_ps((__m512i)sums) * (norms[b] * (1 / kSumOne)));
+  correlate_tiles(shape, atoms, packed, num_signals, [&](int b, int n, const VecInt* sums) {
+    const Vec unit = splat(norms[b] * (1 / kSumOne));
+    float* const to = out[b] + n;
+#pragma GCC unroll 4
+    for (int v = 0; v < kAhead; ++v)
+      store(to + v * kTileAtoms, (Vec)_mm512_cvtepi32_ps((__m512i)sums[v]) * unit);
   });
 }
 
@@ -236,10 +251,13 @@ inline void gram_rows(const PursuitShape& shape,
   const std::int8_t* packed = pack_signals(shape, rows, nullptr, count, packed_memory);
   std::int16_t* gram =
       static_cast<std::int16_t*>(atoms.gram) + size(first) * size(shape.padded_atoms);
-  correlate_tiles(shape, atoms, packed, count, [&](int i, int n, VecInt sums) {
-    const Vec value = (Vec)_mm512_cvtepi32_ps((__m512i)sums) * (kGramOne / kSumOne);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(gram + size(i) * size(shape.padded_atoms) + n),
-                        _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)value)));
+  correlate_tiles(shape, atoms, packed, count, [&](int i, int n, const VecInt* sums) {
+    for (int v = 0; v < kAhead; ++v) {
+      const Vec value = (Vec)_mm512_cvtepi32_ps((__m512i)sums[v]) * (kGramOne / kSumOne);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(gram + size(i) * size(shape.padded_atoms) + n +
+                                                     v * kTileAtoms),
+                          _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)value)));
+    }
   });
 }
 
