@@ -50,6 +50,7 @@ struct Signal {
   float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS only
   void* rows;            // q = D u of each atom so far (Gram), or of the newest (OLS)
   Known* known;          // [kKnown + 1], OLS only; the last counts signals
+  float* group_best;     // [chunks * kLanes], if correlate keeps the best of p for this form
   std::int32_t refused[kMaxRefused];
   int num_refused, count, limit;
   double unscale;
@@ -70,6 +71,7 @@ struct Scratch {
   const float** inputs;  // [block]: what to correlate the atoms with, its norms, where to
   float* norms;
   float** outputs;
+  float** bests;            // [block]: of the outputs, the best of groups
   void* packed;             // the inputs as the screen packs them
   std::int32_t* shortlist;  // [padded_atoms]: candidates of one pick
   float* shortlist_scores;  // [padded_atoms]
@@ -102,6 +104,11 @@ inline bool keeps_spread(const PursuitShape& shape) {
   return shape.ols && (shape.gram || shape.candidates == 0);
 }
 
+// The best of groups come from correlate, for each signal.
+inline bool keeps_best(const PursuitShape& shape) {
+  return kCorrelateKeepsBest && !shape.gram && !keeps_spread(shape);
+}
+
 inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
   const std::size_t block = size(shape.block), mp = size(shape.padded_dim),
                     np = size(shape.padded_atoms), atoms = size(shape.max_atoms);
@@ -113,6 +120,7 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
   s.inputs = carver.take<const float*>(block);
   s.norms = carver.take<float>(block);
   s.outputs = carver.take<float*>(block);
+  s.bests = carver.take<float*>(block);
   s.packed = carver.take<char>(block * packed_signal_bytes(shape));
   s.shortlist = carver.take<std::int32_t>(np + kLanes);
   s.shortlist_scores = carver.take<float>(np + kLanes);
@@ -122,6 +130,8 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
     Signal& signal = base == nullptr ? unused : s.signals[i];
     signal.residual = carver.take<float>(mp);
     signal.correlations = carver.take<float>(np);
+    signal.group_best =
+        carver.take<float>(keeps_best(shape) ? size(num_chunks(shape)) * kLanes : 0);
   }
   const std::size_t states = shape.gram ? kGramSlots : block;
   for (std::size_t i = 0; i < states; ++i) {
@@ -919,7 +929,8 @@ inline void encode_gram(const PursuitShape& shape,
     scratch.norms[count] = s.norm;
     scratch.outputs[count++] = s.correlations;
   }
-  correlate(shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, scratch.packed);
+  correlate(
+      shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, nullptr, scratch.packed);
   int working[kGramSlots];  // signal in each slot, or -1
   for (int& w : working) w = -1;
   int next = 0, busy = 0;
@@ -972,10 +983,18 @@ inline void encode_correlate(const PursuitShape& shape,
       }
       scratch.inputs[count] = update ? s.basis + size(k - 1) * size(shape.padded_dim) : s.residual;
       scratch.norms[count] = update ? 1.0f : s.residual_norm;
+      scratch.bests[count] = s.group_best;
       scratch.outputs[count++] = update ? static_cast<float*>(s.rows) : s.correlations;
     }
     if (count == 0) break;
-    correlate(shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, scratch.packed);
+    correlate(shape,
+              atoms,
+              scratch.inputs,
+              scratch.norms,
+              count,
+              scratch.outputs,
+              keeps_best(shape) ? scratch.bests : nullptr,
+              scratch.packed);
     for (int b = 0; b < block.num_signals; ++b) {
       Signal& s = scratch.signals[b];
       if (!s.active) continue;
@@ -984,6 +1003,10 @@ inline void encode_correlate(const PursuitShape& shape,
         add_errors(s, deviation * deviation);
         update_ols(shape, static_cast<const float*>(s.rows), s.amplitude, s);
         group_ols_bounds(shape, scratch, s);
+      } else if (keeps_best(shape)) {
+        scratch.group_best = s.group_best;
+        s.variance_q = 0;
+        restart_errors(shape, s, s.residual_norm);
       } else {
         first_bounds(shape, atoms, scratch, s, s.residual_norm);
       }

@@ -11,7 +11,7 @@ namespace {
 constexpr float kOne = 127 * 256;  // of an element of an atom or a signal: its high byte is 127
 constexpr float kSumOne = kOne * kOne / 256;  // of 256 high.high + high.low + low.high
 constexpr int kSignalTile = 2 * kTileRows;
-constexpr bool kCorrelateIsFast = true;
+constexpr bool kCorrelateIsFast = true, kCorrelateKeepsBest = true;
 constexpr int kStepDims = kTileRowBytes;  // dimensions that one tile product takes
 constexpr int kTileAtoms = 16;
 
@@ -224,21 +224,32 @@ inline void correlate_tiles(const PursuitShape& shape,
   }
 }
 
-// out[b][n] = d_n . signals[b] for all atoms.
+// out[b][n] = d_n . signals[b] for all atoms; unless it is nullptr, best[b] gets the largest
+// magnitude of each group (kChunkVectors).
 inline void correlate(const PursuitShape& shape,
                       const PreparedAtoms& atoms,
                       const float* const* signals,
                       const float* norms,
                       int num_signals,
                       float* const* out,
+                      float* const* best,
                       void* packed_memory) {
   const std::int8_t* packed = pack_signals(shape, signals, norms, num_signals, packed_memory);
   correlate_tiles(shape, atoms, packed, num_signals, [&](int b, int n, const VecInt* sums) {
     const Vec unit = splat(norms[b] * (1 / kSumOne));
     float* const to = out[b] + n;
+    Vec p[kAhead];
 #pragma GCC unroll 4
-    for (int v = 0; v < kAhead; ++v)
-      store(to + v * kTileAtoms, (Vec)_mm512_cvtepi32_ps((__m512i)sums[v]) * unit);
+    for (int v = 0; v < kAhead; ++v) {
+      p[v] = (Vec)_mm512_cvtepi32_ps((__m512i)sums[v]) * unit;
+      store(to + v * kTileAtoms, p[v]);
+    }
+    if (best == nullptr) return;
+    float* const group = best[b] + n / kChunkAtoms * kLanes;
+    Vec most = n % kChunkAtoms == 0 ? Vec{} : load(group);
+#pragma GCC unroll 4
+    for (int v = 0; v < kAhead; ++v) most = max_magnitude(most, p[v]);
+    store(group, most);
   });
 }
 

@@ -7,7 +7,7 @@ namespace {
 
 using GramValue = float;
 constexpr int kSignalTile = 6;  // signals a correlation tile takes
-constexpr bool kCorrelateIsFast = false;
+constexpr bool kCorrelateIsFast = false, kCorrelateKeepsBest = false;
 
 inline std::size_t panel_bytes(const PursuitShape& shape) {
   return size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(float);
@@ -68,14 +68,15 @@ inline void correlate_tile(const float* panel,
 }
 
 // out[b][n] = d_n . signals[b] for all atoms; each sum is in the order of the dimensions whatever
-// the tile, so that the other signals of a block do not matter. The norms and the memory for packed
-// signals are for the other screen.
+// the tile, so that the other signals of a block do not matter. The norms, the memory for packed
+// signals and the best of groups are for other screens.
 inline void correlate(const PursuitShape& shape,
                       const PreparedAtoms& atoms,
                       const float* const* signals,
                       const float*,
                       int num_signals,
                       float* const* out,
+                      float* const*,
                       void*) {
   const std::size_t panel_size = size(shape.padded_dim) * kPanel;
   for (int panel = 0; panel * kPanel < shape.padded_atoms; ++panel) {
@@ -117,7 +118,7 @@ inline void gram_rows(const PursuitShape& shape,
   float* out[kPanel];
   for (int i = 0; i < count; ++i)
     out[i] = static_cast<float*>(atoms.gram) + size(first + i) * size(shape.padded_atoms);
-  correlate(shape, atoms, rows, nullptr, count, out, nullptr);
+  correlate(shape, atoms, rows, nullptr, count, out, nullptr, nullptr);
 }
 
 template <bool kOls, bool kKeep>
