@@ -50,7 +50,7 @@ struct Signal {
   float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS only
   void* rows;            // q = D u of each atom so far (Gram), or of the newest (OLS)
   Known* known;          // [kKnown + 1], OLS only; the last counts signals
-  float* group_best;     // [chunks * kLanes], if correlate keeps the best of p for this form
+  float* group_best;     // [chunks * kLanes], with fresh correlations
   std::int32_t refused[kMaxRefused];
   int num_refused, count, limit;
   double unscale;
@@ -59,6 +59,7 @@ struct Signal {
   float fourth_powers;           // of the singular values of T, their sum
   float largest_spread2;         // no less than the largest of them squared
   float variance_p, variance_q;  // of the errors of p; of all q together
+  float left_out;                // of p, at most: not a rounding error
   float error_p, error_n;        // what p and n are off by at most
   bool active, finite;
 };
@@ -71,7 +72,8 @@ struct Scratch {
   const float** inputs;  // [block]: what to correlate the atoms with, its norms, where to
   float* norms;
   float** outputs;
-  float** bests;            // [block]: of the outputs, the best of groups
+  float** bests;            // [block]: with fresh correlations, of the outputs
+  float* left_out;          // [block]
   void* packed;             // the inputs as the screen packs them
   std::int32_t* shortlist;  // [padded_atoms]: candidates of one pick
   float* shortlist_scores;  // [padded_atoms]
@@ -104,9 +106,8 @@ inline bool keeps_spread(const PursuitShape& shape) {
   return shape.ols && (shape.gram || shape.candidates == 0);
 }
 
-// The best of groups come from correlate, for each signal.
-inline bool keeps_best(const PursuitShape& shape) {
-  return kCorrelateKeepsBest && !shape.gram && !keeps_spread(shape);
+inline bool has_fresh_correlations(const PursuitShape& shape) {
+  return kHasFreshCorrelations && !shape.gram && !keeps_spread(shape);
 }
 
 inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
@@ -121,6 +122,7 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
   s.norms = carver.take<float>(block);
   s.outputs = carver.take<float*>(block);
   s.bests = carver.take<float*>(block);
+  s.left_out = carver.take<float>(block);
   s.packed = carver.take<char>(block * packed_signal_bytes(shape));
   s.shortlist = carver.take<std::int32_t>(np + kLanes);
   s.shortlist_scores = carver.take<float>(np + kLanes);
@@ -131,7 +133,7 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
     signal.residual = carver.take<float>(mp);
     signal.correlations = carver.take<float>(np);
     signal.group_best =
-        carver.take<float>(keeps_best(shape) ? size(num_chunks(shape)) * kLanes : 0);
+        carver.take<float>(has_fresh_correlations(shape) ? size(num_chunks(shape)) * kLanes : 0);
   }
   const std::size_t states = shape.gram ? kGramSlots : block;
   for (std::size_t i = 0; i < states; ++i) {
@@ -169,7 +171,7 @@ inline void load_signal(const PursuitShape& shape, const float* x, int budget, S
   }
   s.count = s.num_refused = 0;
   s.active = false;
-  s.norm = s.residual_norm = 0;
+  s.norm = s.residual_norm = s.left_out = 0;
   s.unscale = 1;
   s.finite = top < 0x7f800000;
   if (!s.finite) return;
@@ -795,7 +797,7 @@ inline void update_ols(const PursuitShape& shape, const float* q, float a, Signa
 }
 
 inline void set_errors(Signal& s) {
-  s.error_p = kDeviations * __builtin_sqrtf(s.variance_p);
+  s.error_p = kDeviations * __builtin_sqrtf(s.variance_p) + s.left_out;
   // |n - true n| <= 2 |q| |error of q| over all atoms taken, and |q| <= 1 over them
   s.error_n = 2 * kDeviations * __builtin_sqrtf(s.variance_q) + 4 * kUlp;
 }
@@ -987,14 +989,16 @@ inline void encode_correlate(const PursuitShape& shape,
       scratch.outputs[count++] = update ? static_cast<float*>(s.rows) : s.correlations;
     }
     if (count == 0) break;
+    const FreshCorrelations fresh{scratch.bests, scratch.left_out};
     correlate(shape,
               atoms,
               scratch.inputs,
               scratch.norms,
               count,
               scratch.outputs,
-              keeps_best(shape) ? scratch.bests : nullptr,
+              has_fresh_correlations(shape) ? &fresh : nullptr,
               scratch.packed);
+    int input = 0;
     for (int b = 0; b < block.num_signals; ++b) {
       Signal& s = scratch.signals[b];
       if (!s.active) continue;
@@ -1003,8 +1007,9 @@ inline void encode_correlate(const PursuitShape& shape,
         add_errors(s, deviation * deviation);
         update_ols(shape, static_cast<const float*>(s.rows), s.amplitude, s);
         group_ols_bounds(shape, scratch, s);
-      } else if (keeps_best(shape)) {
+      } else if (has_fresh_correlations(shape)) {
         scratch.group_best = s.group_best;
+        s.left_out = scratch.left_out[input++];
         s.variance_q = 0;
         restart_errors(shape, s, s.residual_norm);
       } else {

@@ -7,7 +7,7 @@ namespace {
 
 using GramValue = float;
 constexpr int kSignalTile = 6;  // signals a correlation tile takes
-constexpr bool kCorrelateIsFast = false, kCorrelateKeepsBest = false;
+constexpr bool kCorrelateIsFast = false, kHasFreshCorrelations = false;
 
 inline std::size_t panel_bytes(const PursuitShape& shape) {
   return size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(float);
@@ -69,14 +69,14 @@ inline void correlate_tile(const float* panel,
 
 // out[b][n] = d_n . signals[b] for all atoms; each sum is in the order of the dimensions whatever
 // the tile, so that the other signals of a block do not matter. The norms, the memory for packed
-// signals and the best of groups are for other screens.
+// signals and fresh correlations are for other screens.
 inline void correlate(const PursuitShape& shape,
                       const PreparedAtoms& atoms,
                       const float* const* signals,
                       const float*,
                       int num_signals,
                       float* const* out,
-                      float* const*,
+                      const FreshCorrelations*,
                       void*) {
   const std::size_t panel_size = size(shape.padded_dim) * kPanel;
   for (int panel = 0; panel * kPanel < shape.padded_atoms; ++panel) {

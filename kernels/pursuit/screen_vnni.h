@@ -7,7 +7,7 @@ namespace {
 
 constexpr float kOne = kGramOne;  // of an element of an atom or a signal
 constexpr int kSignalTile = 6;    // signals a correlation tile takes
-constexpr bool kCorrelateIsFast = false, kCorrelateKeepsBest = false;
+constexpr bool kCorrelateIsFast = false, kHasFreshCorrelations = false;
 
 inline std::size_t panel_bytes(const PursuitShape& shape) {
   return size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(std::int16_t);
@@ -123,7 +123,7 @@ inline void correlate(const PursuitShape& shape,
                       const float* norms,
                       int num_signals,
                       float* const* out,
-                      float* const*,
+                      const FreshCorrelations*,
                       void* packed_memory) {
   std::int16_t* packed = static_cast<std::int16_t*>(packed_memory);
   for (int b = 0; b < num_signals; ++b)

@@ -704,6 +704,20 @@ TEST(PursuitLevels, EnvironmentForcesEveryLevelThereIs) {
   EXPECT_EQ(cpu::pursuit_level(), level) << "the best comes last";
 }
 
+#if defined(__x86_64__)
+TEST(PursuitLevels, LevelThatPicksOtherwiseDoesNotAgree) {
+  if (!cpu_features().avx512_vnni) GTEST_SKIP() << "the emulation needs AVX-512 VNNI";
+  EXPECT_TRUE(cpu::agrees(cpu::kEmulatedAmxLevel, cpu::kGenericLevel));
+  cpu::PursuitLevel wrong = cpu::kGenericLevel;
+  wrong.prepare_panel =
+      [](const cpu::PursuitShape& shape, const cpu::PreparedAtoms& atoms, int panel) {
+        cpu::kGenericLevel.prepare_panel(shape, atoms, panel);
+        static_cast<float*>(atoms.panels)[0] = 3;  // one number of one atom
+      };
+  EXPECT_FALSE(cpu::agrees(wrong, cpu::kGenericLevel));
+}
+#endif
+
 TEST(PursuitLevels, LevelThisCpuLacksIsSaidToBeLacking) {
   const std::string here = cpu::pursuit_levels();
   for (const char* name : {"avx2", "avx512", "avx512vnni", "amx"}) {
