@@ -29,12 +29,6 @@ inline __m512i to_int16_range(__m512 v) {
                           _mm512_set1_epi32(-32767));
 }
 
-inline VecInt load_int(const std::int32_t* from) {
-  VecInt v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-inline void store_int(std::int32_t* to, VecInt v) { __builtin_memcpy(to, &v, sizeof v); }
 // Products of pairs of 16 bit numbers, summed. (VecInt, not __m512i: GCC 12 keeps arrays of those
 // in memory.)
 inline VecInt add_products(VecInt sum, VecInt x, VecInt y) {
@@ -126,6 +120,31 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
   } else {
     gram_step_as<kOls, kKeep, false>(shape, step);
   }
+}
+
+// The sum of q^2 of the atoms taken as number `first` to `end` - 1, of 16 atoms. `first` is 0 or
+// end
+// - 1.
+inline Vec rows_squared(
+    const PursuitShape& shape, const void* rows, VecInt atoms, int first, int end) {
+  constexpr float kUnit = 1 / kRowOne / kRowOne;
+  const int chunk_size = row_pairs(shape) * kChunkAtoms;
+  const VecInt place = atoms / kChunkAtoms * chunk_size + atoms % kChunkAtoms;
+  const auto pair = [&](int i) {
+    return (VecInt)_mm512_i32gather_epi32(
+        (__m512i)place, static_cast<const std::int32_t*>(rows) + size(i / 2) * kChunkAtoms, 4);
+  };
+  if (first > 0) {
+    const VecInt both = pair(first), one = first % 2 != 0 ? both >> 16 : (both << 16) >> 16;
+    const Vec q = (Vec)_mm512_cvtepi32_ps((__m512i)one);
+    return q * q * kUnit;
+  }
+  VecInt sum{};
+  for (int i = 0; i < end; i += 2) {  // the last may be one, beside a 0
+    const VecInt both = pair(i);
+    sum = add_products(sum, both, both);
+  }
+  return (Vec)_mm512_cvtepi32_ps((__m512i)sum) * kUnit;
 }
 
 }  // namespace

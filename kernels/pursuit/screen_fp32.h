@@ -178,5 +178,18 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
   }
 }
 
+// The sum of q^2 of the atoms taken as number `first` to `end` - 1, of kLanes atoms.
+inline Vec rows_squared(
+    const PursuitShape& shape, const void* rows, VecInt atoms, int first, int end) {
+  const int chunk_size = shape.max_atoms * kChunkAtoms;
+  const VecInt place = atoms / kChunkAtoms * chunk_size + atoms % kChunkAtoms;
+  Vec sum{};
+  for (int i = first; i < end; ++i) {
+    const Vec q = load_at(static_cast<const float*>(rows) + size(i) * kChunkAtoms, place);
+    sum += q * q;
+  }
+  return sum;
+}
+
 }  // namespace
 }  // namespace lexico::kernels::cpu

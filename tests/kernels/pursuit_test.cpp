@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -172,6 +173,7 @@ Reference reference(const Case& c, const float* signal, int max_atoms, const Rul
   std::vector<double> r(signal, signal + m);
   std::vector<std::vector<double>> basis, triangle;
   std::vector<double> a;
+  std::set<int> candidates;
   Reference result;
   const auto dot = [m](const auto* x, const auto* y) {
     double s = 0;
@@ -195,19 +197,21 @@ Reference reference(const Case& c, const float* signal, int max_atoms, const Rul
           rule.candidates > 0 ? std::min<std::size_t>(static_cast<std::size_t>(rule.candidates),
                                                       by_correlation.size())
                               : by_correlation.size();
+      for (std::size_t i = 0; i < among; ++i) candidates.insert(by_correlation[i].second);
       double best = -1;
-      for (std::size_t i = 0; i < among; ++i) {
-        const float* d = c.row(by_correlation[i].second);
+      for (const auto& [minus_correlation, n] : by_correlation) {
+        if (!candidates.contains(n)) continue;
+        const float* d = c.row(n);
         double n2 = dot(d, d);
         for (const auto& u : basis) {
           double s = 0;
           for (int e = 0; e < m; ++e) s += d[e] * u[static_cast<std::size_t>(e)];
           n2 -= s * s;
         }
-        const double score = by_correlation[i].first * by_correlation[i].first / n2;
+        const double score = minus_correlation * minus_correlation / n2;
         if (n2 > 1e-5 && score > best) {
           best = score;
-          pick = by_correlation[i].second;
+          pick = n;
         }
       }
     }
