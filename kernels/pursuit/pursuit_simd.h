@@ -505,8 +505,11 @@ inline VectorBounds ols_bounds(Vec p, Vec n, float error_p, float error_n) {
   const Vec size = abs(p), high = size + error_p, low = max(size - error_p, Vec{}),
             room = n - error_n;
   const VecInt may_be_in_span = room < 2 * kIndependent, is_in_span = n + error_n < kIndependent;
-  return {(Vec)((VecInt)(low * low / (n + error_n)) & ~may_be_in_span),
-          (Vec)((VecInt)(high * high / max(room, splat(0.5f * kIndependent))) & ~is_in_span)};
+  // The reciprocals are rough.
+  const Vec least = low * low * rough_reciprocal(n + error_n) * splat(0.9995f),
+            most = high * high * rough_reciprocal(max(room, splat(0.5f * kIndependent))) *
+                   splat(1.0005f);
+  return {(Vec)((VecInt)least & ~may_be_in_span), (Vec)((VecInt)most & ~is_in_span)};
 }
 
 struct Pick {
@@ -659,14 +662,6 @@ inline bool is_in_pool(const Signal& s, int atom) {
   return (s.pool.members[atom / 64] >> (atom % 64) & 1) != 0;
 }
 
-// How many of `count` values reach one; the values end with a vector of negative ones.
-inline int count_reaching(const float* values, int count, float least) {
-  int reached = 0;
-  for (int i = 0; i < count; i += kLanes)
-    reached += __builtin_popcount(mask_ge(load(values + i), splat(least)));
-  return reached;
-}
-
 // The value of rank `wanted` among `count` values, more than that, in whole vectors that end with
 // negative ones.
 inline float value_of_rank(const float* values, int count, int wanted) {
@@ -681,13 +676,11 @@ inline float value_of_rank(const float* values, int count, int wanted) {
   return -largest(most);
 }
 
-// Lists the atoms among the `candidates` largest |d.r| that are not in the pool, and others; those
-// meant have a value that reaches `cut`.
+// Lists the atoms among the `candidates` largest |d.r|; some that are in the pool may be missing.
 inline int list_largest(const PursuitShape& shape,
                         const PreparedAtoms& atoms,
                         Scratch& scratch,
-                        const Signal& s,
-                        float& cut) {
+                        const Signal& s) {
   std::int32_t* const list = scratch.shortlist;
   float* const sizes = scratch.shortlist_scores;
   const int wanted = shape.candidates, groups = num_chunks(shape) * kLanes;
@@ -723,37 +716,42 @@ inline int list_largest(const PursuitShape& shape,
     }
     listed = left;
   }
-  cut = 0;
   if (listed <= wanted) return listed;
   store(sizes + listed, splat(-1));
   const float last = value_of_rank(sizes, listed, wanted);
-  // Those that the screen cannot tell from it: exact ones decide.
-  const float low = last - 2 * s.error_p, high = last + 2 * s.error_p;
-  cut = low;
-  if (count_reaching(sizes, listed, low) == wanted) return listed;
-  float* const exact = scratch.exact;
-  std::int32_t* const places = scratch.places;
-  int unsure = 0, sure = 0;
+  // Those that the screen cannot tell from it are set apart.
+  const Vec low = splat(last - 2 * s.error_p), high = splat(last + 2.001f * s.error_p);
+  std::int32_t* const apart = scratch.places;
+  int in = 0, unsure = 0;
   bool matters = false;  // not if all of them are in the pool already
-  for (int i = 0; i < listed; ++i) {
-    sure += sizes[i] > high;
-    if (sizes[i] < low || sizes[i] > high) continue;
-    places[unsure++] = i;
-    matters = matters || !is_in_pool(s, list[i]);
+  for (int i = 0; i < listed; i += kLanes) {
+    const Vec v = load(sizes + i);
+    const unsigned above = mask_ge(v, high);
+    for (unsigned lanes = mask_ge(v, low) & ~above; lanes != 0; lanes &= lanes - 1) {
+      const int atom = apart[unsure++] = list[i + __builtin_ctz(lanes)];
+      matters = matters || !is_in_pool(s, atom);
+    }
+    for (unsigned lanes = above; lanes != 0; lanes &= lanes - 1)
+      list[in++] = list[i + __builtin_ctz(lanes)];
   }
-  if (!matters) return listed;
+  if (!matters) return in;
+  const int room = wanted - in;
+  if (unsure <= room) {
+    for (int i = 0; i < unsure; ++i) list[in++] = apart[i];
+    return in;
+  }
+  float* const exact = scratch.exact;
   for (int i = 0; i < unsure; ++i)
-    exact[i] =
-        magnitude(dot(atom_row(shape, atoms, list[places[i]]), s.residual, shape.padded_dim));
+    exact[i] = magnitude(dot(atom_row(shape, atoms, apart[i]), s.residual, shape.padded_dim));
   store(exact + unsure, splat(-1));
-  const float least = value_of_rank(exact, unsure, wanted - sure);
+  const float least = value_of_rank(exact, unsure, room);
   for (int i = 0; i < unsure; ++i) {
-    int before = sure;  // of equals the lowest indices are in
+    int before = 0;  // of equals the lowest indices are in
     for (int j = 0; exact[i] == least && j < unsure; ++j)
-      before += exact[j] > least || (exact[j] == least && list[places[j]] < list[places[i]]);
-    if (exact[i] < least || before >= wanted) sizes[places[i]] = -1;
+      before += exact[j] > least || (exact[j] == least && apart[j] < apart[i]);
+    if (exact[i] >= least && before < room) list[in++] = apart[i];
   }
-  return listed;
+  return in;
 }
 
 // |P_perp d|^2 of the pool without the parts of the atoms taken since: from the rows of q where
@@ -808,14 +806,12 @@ inline void add_to_pool(const PursuitShape& shape,
                         Scratch& scratch,
                         Signal& s) {
   Pool& pool = s.pool;
-  float cut = 0;
-  const int listed = list_largest(shape, atoms, scratch, s, cut), before = pool.count;
+  const int listed = list_largest(shape, atoms, scratch, s), before = pool.count;
   int count = before;
   for (int i = 0; i < listed; ++i) {
     const unsigned atom = static_cast<unsigned>(scratch.shortlist[i]);
     std::uint64_t& word = pool.members[atom / 64];
-    const std::uint64_t is_new =
-        static_cast<std::uint64_t>(scratch.shortlist_scores[i] >= cut) & ~(word >> (atom % 64)) & 1;
+    const std::uint64_t is_new = ~(word >> (atom % 64)) & 1;
     word |= is_new << (atom % 64);
     pool.atoms[count] = static_cast<std::int32_t>(atom);
     count += static_cast<int>(is_new);

@@ -342,6 +342,53 @@ TEST_P(PursuitContract, ErrorOnCoherentAtomsIsThatOfDouble) {
   EXPECT_LE(ours, want * 1.0005);
 }
 
+// Where atoms are close to each other, it matters which of them are candidates.
+TEST_P(PursuitContract, PicksAmongCoherentAtomsAreThoseOfDouble) {
+  const Case c = coherent(256, 64, 60, 5);
+  const Codes codes = encode(c, 8, GetParam());
+  int same = 0;
+  for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+    const Reference want = reference(c, c.signal(b), 8, GetParam().rule);
+    const std::vector<std::int32_t> picks = codes.picks(b);
+    same += std::equal(picks.begin(), picks.end(), want.picks.begin(), want.picks.end());
+  }
+  EXPECT_GE(same, 58);  // two may have scores that are equal in fp32
+}
+
+// All elements of an atom are rounded alike, so errors of a screen add up where others cancel.
+TEST_P(PursuitContract, AtomsOfEqualElementsAreScreenedAsWell) {
+  for (const int dim : {32, 128}) {
+    Case c = isotropic(3 * dim, dim, 0, 3);
+    for (int n = 0; n < 2 * dim; ++n) {  // unit vectors, then rows of a Hadamard matrix
+      for (int k = 0; k < dim; ++k) {
+        const bool minus = __builtin_popcount(static_cast<unsigned>(n & k)) % 2 != 0;
+        c.rows[static_cast<std::size_t>(n * dim + k)] =
+            n < dim ? (n == k ? 1.0f : 0.0f)
+                    : (minus ? -1.0f : 1.0f) / std::sqrt(static_cast<float>(dim));
+      }
+    }
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    for (int b = 0; b < 60; ++b) {
+      std::vector<float> x(static_cast<std::size_t>(dim));
+      for (float& value : x) value = 1e-3f * normal(random);
+      for (int i = 0; i < 4; ++i) {
+        const float weight = normal(random);
+        const int n = static_cast<int>(random() % static_cast<unsigned>(3 * dim));
+        for (int k = 0; k < dim; ++k) x[static_cast<std::size_t>(k)] += weight * c.row(n)[k];
+      }
+      c.append(x);
+    }
+    const Codes codes = encode(c, 4, GetParam());
+    expect_sound(c, codes);
+    for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+      const Reference want = reference(c, c.signal(b), 4, GetParam().rule);
+      EXPECT_EQ(codes.picks(b), std::vector<std::int32_t>(want.picks.begin(), want.picks.end()))
+          << "signal " << b << " of dimension " << dim;
+    }
+  }
+}
+
 TEST_P(PursuitContract, ThreadsAndBatchSplitDoNotChangeABit) {
   const Case c = isotropic(320, 64, 101, 9);
   const Codes whole = encode(c, 8, GetParam());
@@ -365,6 +412,29 @@ TEST_P(PursuitContract, ThreadsAndBatchSplitDoNotChangeABit) {
     first += count;
   }
   EXPECT_TRUE(whole == joined);
+}
+
+TEST_P(PursuitContract, AnyNumberOfCandidatesGivesTheSameCodesInBothForms) {
+  if (GetParam().rule.candidates == 0) return;
+  const Case c = coherent(320, 40, 30, 3);
+  for (const int candidates : {4, 64}) {
+    Variant v = GetParam();
+    v.rule.candidates = candidates;
+    const Codes codes = encode(c, 10, v);
+    expect_sound(c, codes);
+    v.form = v.form == PursuitForm::kGram ? PursuitForm::kCorrelate : PursuitForm::kGram;
+    EXPECT_TRUE(codes == encode(c, 10, v)) << candidates;
+  }
+}
+
+TEST_P(PursuitContract, PicksAmongManyAtomsAreThoseOfDouble) {
+  if (GetParam().form == PursuitForm::kGram) return;  // its matrix would be too large
+  const Case c = isotropic(9000, 32, 6, 4);
+  const Codes codes = encode(c, 6, GetParam());
+  for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+    const Reference want = reference(c, c.signal(b), 6, GetParam().rule);
+    EXPECT_EQ(codes.picks(b), std::vector<std::int32_t>(want.picks.begin(), want.picks.end()));
+  }
 }
 
 TEST_P(PursuitContract, BothFormsGiveTheSameCodes) {
