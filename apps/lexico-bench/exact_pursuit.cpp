@@ -27,7 +27,8 @@ ExactCode exact_pursuit(
   std::vector<double> residual(signal, signal + dim), correlation(count), outside(count);
   std::vector<std::vector<double>> basis;
   std::vector<int> order(count);
-  std::vector<bool> taken(count, false);
+  std::vector<bool> taken(count, false),
+      candidate(count, !ols || options.selection.candidates == 0);
   for (int n = 0; n < num_atoms; ++n)
     outside[static_cast<std::size_t>(n)] = dot(row(n), row(n), dim);
   const double size = std::sqrt(dot(signal, signal, dim));
@@ -38,33 +39,35 @@ ExactCode exact_pursuit(
          code.residual_norm > double{options.relative_tolerance} * size) {
     for (std::size_t n = 0; n < count; ++n)
       correlation[n] = std::fabs(dot(row(static_cast<int>(n)), residual.data(), dim));
-    order.resize(count);
     std::iota(order.begin(), order.end(), 0);
-    std::size_t among = count;
     if (ols && options.selection.candidates > 0) {
-      among = std::min(count,
-                       static_cast<std::size_t>(options.selection.candidates) + code.atoms.size());
+      // Those taken already do not count among the largest.
+      const std::size_t largest = std::min(
+          count, static_cast<std::size_t>(options.selection.candidates) + code.atoms.size());
       std::partial_sort(order.begin(),
-                        order.begin() + static_cast<std::ptrdiff_t>(among),
+                        order.begin() + static_cast<std::ptrdiff_t>(largest),
                         order.end(),
                         [&](int a, int b) {
                           const double x = correlation[static_cast<std::size_t>(a)],
                                        y = correlation[static_cast<std::size_t>(b)];
                           return x > y || (x == y && a < b);
                         });
-      // Those taken already do not count among the candidates.
-      std::erase_if(order, [&](int n) { return taken[static_cast<std::size_t>(n)]; });
-      among = std::min(order.size(), static_cast<std::size_t>(options.selection.candidates));
+      int left = options.selection.candidates;
+      for (std::size_t i = 0; i < largest && left > 0; ++i) {
+        const std::size_t n = static_cast<std::size_t>(order[i]);
+        if (taken[n]) continue;
+        candidate[n] = true;  // and remains one
+        --left;
+      }
     }
     int pick = -1;
     double best = 0;
-    for (std::size_t i = 0; i < std::min(among, order.size()); ++i) {
-      const std::size_t n = static_cast<std::size_t>(order[i]);
-      if (taken[n] || outside[n] <= kIndependent) continue;
+    for (std::size_t n = 0; n < count; ++n) {
+      if (!candidate[n] || taken[n] || outside[n] <= kIndependent) continue;
       const double score = ols ? correlation[n] * correlation[n] / outside[n] : correlation[n];
-      if (score > best || (score == best && pick >= 0 && order[i] < pick)) {
+      if (score > best) {
         best = score;
-        pick = order[i];
+        pick = static_cast<int>(n);
       }
     }
     if (pick < 0) break;

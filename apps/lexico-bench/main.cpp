@@ -52,7 +52,7 @@ struct Config {
     visit("batch_size", self.batch_size, "signals per call; 0: all at once");
     visit("cpu",
           self.cpu,
-          "speed level: auto (the best this CPU has), generic, avx2, avx512, avx512vnni");
+          "speed level: auto (the best this CPU has), generic, avx2, avx512, avx512vnni, amx");
     visit("repeats", self.repeats, "timed runs of each setting, interleaved; the median counts");
     visit("check",
           self.check,

@@ -20,6 +20,14 @@ unsigned long long saved_states() {
   return static_cast<unsigned long long>(high) << 32 | low;
 }
 
+// Palette 1 as all CPUs so far have it: eight tiles of 16 rows of 64 bytes.
+bool has_full_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(0x1d, 0, &a, &b, &c, &d) == 0 || a < 1) return false;
+  if (__get_cpuid_count(0x1d, 1, &a, &b, &c, &d) == 0) return false;
+  return (a >> 16) >= 1024 && (b & 0xffff) >= 64 && (b >> 16) >= 8 && (c & 0xffff) >= 16;
+}
+
 // Linux hands out the 8 KiB of tile state per thread only to processes that ask.
 bool tiles_granted() {
 #if defined(__linux__)
@@ -44,7 +52,8 @@ CpuFeatures detect() {
   f.avx512 = f.avx2 && zmm && has_bit(b, 16) && has_bit(b, 17) && has_bit(b, 30) && has_bit(b, 31);
   f.avx512_vbmi = f.avx512 && has_bit(c, 1);
   f.avx512_vnni = f.avx512 && has_bit(c, 11);
-  f.amx = f.avx512 && tiles && has_bit(d, 22) && has_bit(d, 24) && tiles_granted();
+  f.amx =
+      f.avx512 && tiles && has_bit(d, 24) && has_bit(d, 25) && has_full_tiles() && tiles_granted();
   if (deepest >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)
     f.avx512_bf16 = f.avx512 && has_bit(a, 5);
   return f;

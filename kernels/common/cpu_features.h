@@ -9,7 +9,7 @@ struct CpuFeatures {
   bool avx512_bf16 = false;  ///< BF16 dot products
   bool avx512_vbmi = false;  ///< byte permutations
   bool avx512_vnni = false;  ///< int8 and int16 dot products
-  bool amx = false;          ///< AMX tiles with BF16, and the kernel lets this process use them
+  bool amx = false;  ///< AMX tiles with int8 products, and the kernel lets this process use them
 };
 
 /// Asked once; on Linux this also asks the kernel for the AMX tile state of this process.

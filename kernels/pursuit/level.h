@@ -8,7 +8,6 @@
 namespace lexico::kernels::cpu {
 
 constexpr int kPanel = 64;  // packed atoms come in panels of this many; num_atoms is padded to it
-constexpr int kSignalTile = 6;  // signals a correlation tile takes
 
 struct PursuitShape {
   int num_atoms, padded_atoms;  // padded with zero atoms to a multiple of kPanel
@@ -42,18 +41,20 @@ struct PursuitBlock {
 
 struct PursuitLevel {
   const char* name;
+  int signal_tile;         // signals a correlation tile takes; blocks are multiples of it
+  bool correlate_is_fast;  // the Gram form never pays
   std::size_t (*panel_bytes)(const PursuitShape&);
   std::size_t (*gram_bytes)(const PursuitShape&);
   std::size_t (*scratch_bytes)(const PursuitShape&);  // of one thread
   // Fills panels and norms2 of the panel's atoms.
   void (*prepare_panel)(const PursuitShape&, const PreparedAtoms&, int panel);
   // Fills gram of the panel's atoms; all panels are prepared. `scratch` has kPanel * padded_dim * 4
-  // bytes.
+  // bytes, padded_dim rounded up to a multiple of kPanel.
   void (*prepare_gram)(const PursuitShape&, const PreparedAtoms&, int panel, void* scratch);
   void (*encode)(const PursuitShape&, const PreparedAtoms&, const PursuitBlock&, void* scratch);
 };
 
-extern const PursuitLevel kGenericLevel;                               // any CPU
-extern const PursuitLevel kAvx2Level, kAvx512Level, kAvx512VnniLevel;  // x86-64 only
+extern const PursuitLevel kGenericLevel;                                          // any CPU
+extern const PursuitLevel kAvx2Level, kAvx512Level, kAvx512VnniLevel, kAmxLevel;  // x86-64 only
 
 }  // namespace lexico::kernels::cpu

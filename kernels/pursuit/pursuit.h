@@ -27,7 +27,7 @@ struct PursuitProblem {
   std::int64_t num_signals = 0;  // B, per dictionary
   int num_atoms = 0, dim = 0, max_atoms = 0;
   PursuitRule rule = PursuitRule::kOmp;
-  int candidates = 0;              // OLS among the best this many by correlation; 0: all atoms
+  int candidates = 0;  // OLS among the best this many by |d.r| at any pick so far; 0: all atoms
   float relative_tolerance = 0;    // stop once |r| <= relative_tolerance * |x|
   int threads = 0;                 // CPU: 0 = all
   const float* atoms = nullptr;    // [P, num_atoms, dim], rows of unit L2 norm

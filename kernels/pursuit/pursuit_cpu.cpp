@@ -74,6 +74,7 @@ void ask_for_large_pages(void* memory, std::size_t bytes) {
 }
 
 bool gram_pays(const PursuitProblem& p, std::int64_t signals_to_come) {
+  if (current_level().correlate_is_fast) return false;
   PursuitPlan plan;
   plan.form = PursuitForm::kGram;
   if (current_level().gram_bytes(shape_of(p, plan)) > kMaxGramBytes || p.max_atoms < 2)
@@ -91,18 +92,20 @@ PursuitPlan plan_as(const PursuitProblem& p, PursuitForm form) {
   plan.form = form;
   plan.threads = p.threads > 0 ? p.threads : omp_get_num_procs();
   // A block's correlations should stay in the L2 cache beside a panel of atoms.
+  const int signal_tile = plan.level->signal_tile;
   constexpr int kBlockBytes = 384 << 10, kMostTiles = 8;
   const int tiles =
-      std::clamp(kBlockBytes / (round_up(p.num_atoms, kPanel) * 4 * kSignalTile), 1, kMostTiles);
-  const std::int64_t share = p.num_dictionaries * p.num_signals / (4 * plan.threads) / kSignalTile;
-  plan.block = kSignalTile * static_cast<int>(std::clamp<std::int64_t>(share, 1, tiles));
+      std::clamp(kBlockBytes / (round_up(p.num_atoms, kPanel) * 4 * signal_tile), 1, kMostTiles);
+  const std::int64_t share = p.num_dictionaries * p.num_signals / (4 * plan.threads) / signal_tile;
+  plan.block = signal_tile * static_cast<int>(std::clamp<std::int64_t>(share, 1, tiles));
 
   PursuitShape shape = shape_of(p, plan);
   PreparedAtoms prepared{};
   float* padded_rows = nullptr;
   plan.prepared_bytes = lay_out(*plan.level, shape, nullptr, nullptr, prepared, &padded_rows);
-  plan.scratch_bytes = std::max(plan.level->scratch_bytes(shape),
-                                size(kPanel) * size(shape.padded_dim) * sizeof(float));
+  plan.scratch_bytes =
+      std::max(plan.level->scratch_bytes(shape),
+               size(kPanel) * size(round_up(shape.padded_dim, kPanel)) * sizeof(float));
   constexpr std::size_t kMostPrepared = std::size_t{192} << 20;
   plan.wave = static_cast<int>(std::clamp<std::size_t>(
       kMostPrepared / std::max<std::size_t>(plan.prepared_bytes, 1), 1, size(p.num_dictionaries)));

@@ -2,7 +2,9 @@
 // Pursuit on one block of signals, at the vector width of the translation unit that includes this
 // (level_*.cpp). The algorithm and its bounds: docs/encoder.md. Only internal linkage here (see
 // level.h): no std function templates.
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_INT8__) || defined(LEXICO_TILES_ARE_EMULATED)  // the level brings the tiles
+#include "kernels/pursuit/screen_amx.h"
+#elif defined(__AVX512VNNI__)
 #include "kernels/pursuit/screen_vnni.h"
 #else
 #include "kernels/pursuit/screen_fp32.h"
@@ -35,6 +37,14 @@ struct Known {
   float outside;             // |P_perp d|^2, from fp32 atoms
 };
 
+// The candidates: all atoms that were among the largest |d.r| at some pick of this signal.
+struct Pool {
+  std::int32_t* atoms;     // [pool_size]
+  std::uint64_t* members;  // a bit for each atom
+  float* outside;          // [pool_size]: |P_perp d|^2 after `seen` atoms were taken
+  int count, seen;
+};
+
 // A signal x (scaled so that its largest element is in [1, 2)), its atoms so far as D_S = U R with
 // orthonormal rows of U, and its residual r = x - U^T a = x - D_S w.
 struct Signal {
@@ -45,9 +55,11 @@ struct Signal {
   float* inverse;        // T = R^-1 [max_atoms, stride], column k in row k, zeros after it
   float* weights;        // w = T a [stride]
   std::int32_t* chosen;  // [max_atoms]
-  float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS only
+  float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS among all atoms only
   void* rows;            // q = D u of each atom so far (Gram), or of the newest (OLS)
   Known* known;          // [kKnown + 1], OLS only; the last counts signals
+  Pool pool;             // OLS among candidates only
+  float* group_best;     // [chunks * kLanes], with fresh correlations
   std::int32_t refused[kMaxRefused];
   int num_refused, count, limit;
   double unscale;
@@ -56,6 +68,7 @@ struct Signal {
   float fourth_powers;           // of the singular values of T, their sum
   float largest_spread2;         // no less than the largest of them squared
   float variance_p, variance_q;  // of the errors of p; of all q together
+  float left_out;                // of p, at most: not a rounding error
   float error_p, error_n;        // what p and n are off by at most
   bool active, finite;
 };
@@ -68,11 +81,13 @@ struct Scratch {
   const float** inputs;  // [block]: what to correlate the atoms with, its norms, where to
   float* norms;
   float** outputs;
+  float** bests;            // [block]: with fresh correlations, of the outputs
+  float* left_out;          // [block]
   void* packed;             // the inputs as the screen packs them
   std::int32_t* shortlist;  // [padded_atoms]: candidates of one pick
   float* shortlist_scores;  // [padded_atoms]
+  std::int32_t* places;     // [padded_atoms]: in one of these lists
   float* exact;             // [padded_atoms]
-  int luck;                 // see pick_among
 };
 
 // Hands out pieces of the scratch; with base == nullptr it only counts.
@@ -94,10 +109,15 @@ inline int stride_of(const PursuitShape& shape) {
 
 inline bool is_full_ols(const PursuitShape& shape) { return shape.ols && shape.candidates == 0; }
 
-// |P_perp d|^2 of all atoms follows from the same q as their correlations; without that, of
-// candidates only.
-inline bool keeps_spread(const PursuitShape& shape) {
-  return shape.ols && (shape.gram || shape.candidates == 0);
+inline bool has_fresh_correlations(const PursuitShape& shape) {
+  return kHasFreshCorrelations && !shape.gram && !is_full_ols(shape);
+}
+
+// A pick adds no more than `candidates`; one more for each that is refused. Read 64 at a time.
+inline std::size_t pool_size(const PursuitShape& shape) {
+  const std::size_t most = size(shape.candidates) * size(shape.max_atoms) + kMaxRefused,
+                    all = size(shape.padded_atoms);
+  return shape.candidates == 0 ? 0 : (most < all ? most : all) + 64;
 }
 
 inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
@@ -111,15 +131,20 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
   s.inputs = carver.take<const float*>(block);
   s.norms = carver.take<float>(block);
   s.outputs = carver.take<float*>(block);
+  s.bests = carver.take<float*>(block);
+  s.left_out = carver.take<float>(block);
   s.packed = carver.take<char>(block * packed_signal_bytes(shape));
   s.shortlist = carver.take<std::int32_t>(np + kLanes);
   s.shortlist_scores = carver.take<float>(np + kLanes);
+  s.places = carver.take<std::int32_t>(np + kLanes);
   s.exact = carver.take<float>(np + kLanes);
   for (std::size_t i = 0; i < block; ++i) {
     Signal unused;
     Signal& signal = base == nullptr ? unused : s.signals[i];
     signal.residual = carver.take<float>(mp);
     signal.correlations = carver.take<float>(np);
+    signal.group_best =
+        carver.take<float>(has_fresh_correlations(shape) ? size(num_chunks(shape)) * kLanes : 0);
   }
   const std::size_t states = shape.gram ? kGramSlots : block;
   for (std::size_t i = 0; i < states; ++i) {
@@ -131,7 +156,10 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
     signal.weights = carver.take<float>(size(stride_of(shape)));
     signal.chosen = carver.take<std::int32_t>(atoms);
     signal.known = carver.take<Known>(shape.ols ? kKnown + 1 : 0);
-    signal.spread = carver.take<float>(keeps_spread(shape) ? np : 0);
+    signal.pool.atoms = carver.take<std::int32_t>(pool_size(shape));
+    signal.pool.members = carver.take<std::uint64_t>(shape.candidates > 0 ? np / 64 : 0);
+    signal.pool.outside = carver.take<float>(pool_size(shape));
+    signal.spread = carver.take<float>(is_full_ols(shape) ? np : 0);
     signal.rows = carver.take<char>(shape.gram           ? row_bytes(shape)
                                     : is_full_ols(shape) ? np * sizeof(float)
                                                          : 0);
@@ -157,7 +185,7 @@ inline void load_signal(const PursuitShape& shape, const float* x, int budget, S
   }
   s.count = s.num_refused = 0;
   s.active = false;
-  s.norm = s.residual_norm = 0;
+  s.norm = s.residual_norm = s.left_out = 0;
   s.unscale = 1;
   s.finite = top < 0x7f800000;
   if (!s.finite) return;
@@ -477,8 +505,11 @@ inline VectorBounds ols_bounds(Vec p, Vec n, float error_p, float error_n) {
   const Vec size = abs(p), high = size + error_p, low = max(size - error_p, Vec{}),
             room = n - error_n;
   const VecInt may_be_in_span = room < 2 * kIndependent, is_in_span = n + error_n < kIndependent;
-  return {(Vec)((VecInt)(low * low / (n + error_n)) & ~may_be_in_span),
-          (Vec)((VecInt)(high * high / max(room, splat(0.5f * kIndependent))) & ~is_in_span)};
+  // The reciprocals are rough.
+  const Vec least = low * low * rough_reciprocal(n + error_n) * splat(0.9995f),
+            most = high * high * rough_reciprocal(max(room, splat(0.5f * kIndependent))) *
+                   splat(1.0005f);
+  return {(Vec)((VecInt)least & ~may_be_in_span), (Vec)((VecInt)most & ~is_in_span)};
 }
 
 struct Pick {
@@ -616,18 +647,40 @@ inline float value_reached_by(const Scratch& scratch, int groups, int wanted) {
       reached += __builtin_popcount(mask_ge(load(scratch.group_best + g), splat(middle)));
     }
     (reached >= wanted ? low : high) = middle;
-    if (reached >= wanted && reached <= wanted + wanted / 8) break;
+    if (reached >= wanted && reached <= wanted + wanted / 4) break;
   }
   return low;
 }
 
-// OLS among the atoms of largest exact |d.r|. The shortlist by the screen's correlations ends with
-// those that it cannot tell from the last; their exact ones decide which are in.
-inline Pick settle_among(const PursuitShape& shape,
-                         const PreparedAtoms& atoms,
-                         Scratch& scratch,
-                         const Signal& s,
-                         float floor) {
+inline void empty_pool(const PursuitShape& shape, Signal& s) {
+  if (shape.candidates == 0) return;
+  s.pool.count = s.pool.seen = 0;
+  for (int i = 0; i < shape.padded_atoms / 64; ++i) s.pool.members[i] = 0;
+}
+
+inline bool is_in_pool(const Signal& s, int atom) {
+  return (s.pool.members[atom / 64] >> (atom % 64) & 1) != 0;
+}
+
+// The value of rank `wanted` among `count` values, more than that, in whole vectors that end with
+// negative ones.
+inline float value_of_rank(const float* values, int count, int wanted) {
+  Vec most = splat(-3e38f);  // of the values of lower rank, negated
+  for (int first = 0; first < count; first += kLanes) {
+    const Vec v = load(values + first);
+    VecInt larger{};
+    for (int i = 0; i < count; ++i) larger = count_if_larger(larger, splat(values[i]), v);
+    const VecInt is_in = larger < wanted;
+    most = max(most, (Vec)(((VecInt)(-v) & is_in) | ((VecInt)splat(-3e38f) & ~is_in)));
+  }
+  return -largest(most);
+}
+
+// Lists the atoms among the `candidates` largest |d.r|; some that are in the pool may be missing.
+inline int list_largest(const PursuitShape& shape,
+                        const PreparedAtoms& atoms,
+                        Scratch& scratch,
+                        const Signal& s) {
   std::int32_t* const list = scratch.shortlist;
   float* const sizes = scratch.shortlist_scores;
   const int wanted = shape.candidates, groups = num_chunks(shape) * kLanes;
@@ -640,7 +693,7 @@ inline Pick settle_among(const PursuitShape& shape,
   // A correlation of exactly 0 is that of padding, or useless.
   const float positive = threshold > 0 ? threshold : 1e-30f;
   int listed = 0;
-  if (shape.padded_atoms <= 2048) {
+  if (shape.padded_atoms <= 8192) {
     listed = list_reaching(s.correlations, shape.padded_atoms, positive, list, sizes);
   } else {
     visit_atoms(
@@ -663,91 +716,153 @@ inline Pick settle_among(const PursuitShape& shape,
     }
     listed = left;
   }
-  for (int i = listed; i < listed + kLanes; ++i) list[i] = 0, sizes[i] = -1;
-  const auto reaching = [&](float value) {
-    int count = 0;
-    for (int i = 0; i < listed; i += kLanes)
-      count += __builtin_popcount(mask_ge(load(sizes + i), splat(value)));
-    return count;
-  };
-  float last = 0;  // the value of rank `wanted`
-  if (listed > wanted) {
-    for (int i = 0; i < listed; ++i) {
-      const float value = reaching(sizes[i]) >= wanted ? sizes[i] : 0;
-      last = value > last ? value : last;
-    }
-    last -= 2 * s.error_p;
-    // Of those around the last place the smallest are dropped.
-    const float unsure = last + 4 * s.error_p;
-    int too_many = reaching(last) - wanted;
-    for (int i = 0; too_many > 0 && i < listed; ++i) {
-      if (sizes[i] >= last && sizes[i] <= unsure)
-        scratch.exact[i] =
-            magnitude(dot(atom_row(shape, atoms, list[i]), s.residual, shape.padded_dim));
-    }
-    for (; too_many > 0; --too_many) {
-      int worst = -1;
-      for (int i = 0; i < listed; ++i) {
-        if (sizes[i] < last || sizes[i] > unsure) continue;
-        const float a = scratch.exact[i], b = worst < 0 ? 0 : scratch.exact[worst];
-        if (worst < 0 || a < b || (a == b && list[i] > list[worst])) worst = i;
-      }
-      sizes[worst] = -1;
-    }
-  }
-  // Bounds first: few are left to be evaluated.
-  float error_n = s.error_n;
-  if (!keeps_spread(shape)) {
-    error_n = 4 * kUlp;
-    for (int i = 0; i < listed; ++i)
-      scratch.exact[i] = sizes[i] < last ? 0 : outside(shape, atoms, scratch, s, list[i]);
-  }
-  Vec least{};
+  if (listed <= wanted) return listed;
+  store(sizes + listed, splat(-1));
+  const float last = value_of_rank(sizes, listed, wanted);
+  // Those that the screen cannot tell from it are set apart.
+  const Vec low = splat(last - 2 * s.error_p), high = splat(last + 2.001f * s.error_p);
+  std::int32_t* const apart = scratch.places;
+  int in = 0, unsure = 0;
+  bool matters = false;  // not if all of them are in the pool already
   for (int i = 0; i < listed; i += kLanes) {
-    const Vec p = load(sizes + i);
-    const Vec n = keeps_spread(shape) ? load_at(s.spread, list + i) : load(scratch.exact + i);
-    const VectorBounds bounds = ols_bounds(p, n, s.error_p, error_n);
-    const VecInt member = p >= splat(last);
-    least = max(least, (Vec)((VecInt)bounds.low & member));
-    store(sizes + i, (Vec)(((VecInt)bounds.high & member) | ((VecInt)splat(-1) & ~member)));
+    const Vec v = load(sizes + i);
+    const unsigned above = mask_ge(v, high);
+    for (unsigned lanes = mask_ge(v, low) & ~above; lanes != 0; lanes &= lanes - 1) {
+      const int atom = apart[unsure++] = list[i + __builtin_ctz(lanes)];
+      matters = matters || !is_in_pool(s, atom);
+    }
+    for (unsigned lanes = above; lanes != 0; lanes &= lanes - 1)
+      list[in++] = list[i + __builtin_ctz(lanes)];
   }
-  const float enough = largest(least);
-  int left = 0;
-  for (int i = 0; i < listed; ++i) {
-    list[left] = list[i];
-    left += sizes[i] >= enough;
+  if (!matters) return in;
+  const int room = wanted - in;
+  if (unsure <= room) {
+    for (int i = 0; i < unsure; ++i) list[in++] = apart[i];
+    return in;
   }
-  if (left == 1 && enough > floor) return {list[0], enough};
-  Pick pick;
-  for (int i = 0; i < left; ++i) pick.offer(list[i], score(shape, atoms, scratch, s, list[i]));
-  return pick;
+  float* const exact = scratch.exact;
+  for (int i = 0; i < unsure; ++i)
+    exact[i] = magnitude(dot(atom_row(shape, atoms, apart[i]), s.residual, shape.padded_dim));
+  store(exact + unsure, splat(-1));
+  const float least = value_of_rank(exact, unsure, room);
+  for (int i = 0; i < unsure; ++i) {
+    int before = 0;  // of equals the lowest indices are in
+    for (int j = 0; exact[i] == least && j < unsure; ++j)
+      before += exact[j] > least || (exact[j] == least && apart[j] < apart[i]);
+    if (exact[i] >= least && before < room) list[in++] = apart[i];
+  }
+  return in;
 }
 
-// OLS among the `candidates` atoms of largest |d.r|.
-inline Pick pick_among(const PursuitShape& shape,
-                       const PreparedAtoms& atoms,
-                       Scratch& scratch,
-                       const Signal& s,
-                       float floor) {
-  if (!keeps_spread(shape)) return settle_among(shape, atoms, scratch, s, floor);
-  // The best of all atoms is most often one of those: few correlations are larger. Where it has not
-  // been of late, trying is a loss.
-  constexpr int kMostLuck = 8;
-  if (scratch.luck > 0 || s.count % 8 == 0) {
-    const Pick pick = settle(shape, atoms, scratch, s, floor);
-    if (pick.atom < 0) return pick;
-    const Vec least = splat(magnitude(s.correlations[pick.atom]) - 2 * s.error_p);
-    int larger = 0;
-    for (int n = 0; n < shape.padded_atoms; n += kLanes)
-      larger += __builtin_popcount(mask_ge(abs(load(s.correlations + n)), least));
-    if (larger <= shape.candidates) {
-      scratch.luck = scratch.luck < kMostLuck ? scratch.luck + 1 : kMostLuck;
-      return pick;
+// |P_perp d|^2 of the pool without the parts of the atoms taken since: from the rows of q where
+// they are kept, else in fp32 with the same bits as outside(). Of those in it from `first` on,
+// nothing was known.
+inline void follow_pool(
+    const PursuitShape& shape, const PreparedAtoms& atoms, Scratch& scratch, Signal& s, int first) {
+  Pool& pool = s.pool;
+  for (int i = first; i < pool.count; i += kLanes) {
+    if (shape.gram) {
+      const VecInt indices = load_int(pool.atoms + i);
+      store(pool.outside + i,
+            load_at(atoms.norms2, indices) - rows_squared(shape, s.rows, indices, 0, s.count));
+      continue;
     }
-    scratch.luck = scratch.luck > 1 ? scratch.luck - 2 : 0;
+    for (int j = i; j < i + kLanes && j < pool.count; ++j)
+      pool.outside[j] = outside(shape, atoms, scratch, s, pool.atoms[j]);
   }
-  group_correlations(shape, scratch, s);
-  return settle_among(shape, atoms, scratch, s, floor);
+}
+
+inline void follow_pool(const PursuitShape& shape, const PreparedAtoms& atoms, Signal& s) {
+  Pool& pool = s.pool;
+  for (; pool.seen < s.count; ++pool.seen) {
+    if (shape.gram) {
+      for (int i = 0; i < pool.count; i += kLanes) {
+        const Vec part =
+            rows_squared(shape, s.rows, load_int(pool.atoms + i), pool.seen, pool.seen + 1);
+        store(pool.outside + i, load(pool.outside + i) - part);
+      }
+      continue;
+    }
+    const float* const u = s.basis + size(pool.seen) * size(shape.padded_dim);
+    for (int i = 0; i < pool.count; i += 4) {
+      const float* rows[4];
+      for (int j = 0; j < 4; ++j)
+        rows[j] = atom_row(shape, atoms, pool.atoms[i + j < pool.count ? i + j : i]);
+      Vec sums[4] = {};
+      for (int k = 0; k < shape.padded_dim; k += kLanes) {
+        const Vec x = load(u + k);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sums[j] += x * load(rows[j] + k);
+      }
+      float c[4];
+      sum4(sums[0], sums[1], sums[2], sums[3], c);
+      for (int j = 0; j < 4 && i + j < pool.count; ++j) pool.outside[i + j] -= c[j] * c[j];
+    }
+  }
+}
+
+inline void add_to_pool(const PursuitShape& shape,
+                        const PreparedAtoms& atoms,
+                        Scratch& scratch,
+                        Signal& s) {
+  Pool& pool = s.pool;
+  const int listed = list_largest(shape, atoms, scratch, s), before = pool.count;
+  int count = before;
+  for (int i = 0; i < listed; ++i) {
+    const unsigned atom = static_cast<unsigned>(scratch.shortlist[i]);
+    std::uint64_t& word = pool.members[atom / 64];
+    const std::uint64_t is_new = ~(word >> (atom % 64)) & 1;
+    word |= is_new << (atom % 64);
+    pool.atoms[count] = static_cast<std::int32_t>(atom);
+    count += static_cast<int>(is_new);
+  }
+  pool.count = count;
+  if (count == 0) return;
+  store_int(pool.atoms + pool.count, pool.atoms[0] - VecInt{});  // the rest of vectors
+  follow_pool(shape, atoms, scratch, s, before);
+}
+
+// OLS among the atoms that are or were among the largest |d.r|. The pick will not be one again.
+inline Pick settle_among(const PursuitShape& shape,
+                         const PreparedAtoms& atoms,
+                         Scratch& scratch,
+                         Signal& s,
+                         float floor) {
+  follow_pool(shape, atoms, s);
+  add_to_pool(shape, atoms, scratch, s);
+  const Pool& pool = s.pool;
+  Pick pick;
+  if (pool.count == 0) return pick;
+  // Bounds first: few are left to be evaluated.
+  const float error_n = shape.gram ? s.error_n : 4 * kUlp;
+  float* const highs = scratch.shortlist_scores;
+  store(pool.outside + pool.count, splat(1e30f));  // the rest of a vector
+  Vec least{};
+  for (int i = 0; i < pool.count; i += kLanes) {
+    const Vec p = load_at(s.correlations, load_int(pool.atoms + i));
+    const VectorBounds bounds = ols_bounds(p, load(pool.outside + i), s.error_p, error_n);
+    least = max(least, bounds.low);
+    store(highs + i, bounds.high);
+  }
+  for (int i = (pool.count + kLanes - 1) / kLanes * kLanes; i % 64 != 0; i += kLanes)
+    store(highs + i, Vec{});
+  const float enough = largest(least);
+  std::int32_t* const places = scratch.places;
+  const int left = list_reaching(
+      highs, (pool.count + 63) / 64 * 64, enough > floor ? enough : floor, places, scratch.exact);
+  int place = -1;
+  if (left == 1 && enough > floor) {
+    place = places[0];
+    pick = {pool.atoms[place], enough};
+  } else {
+    for (int i = 0; i < left; ++i) {
+      const int atom = pool.atoms[places[i]];
+      pick.offer(atom, score(shape, atoms, scratch, s, atom));
+      if (pick.atom == atom) place = places[i];
+    }
+  }
+  if (place >= 0) pool.outside[place] = 1e30f;  // its bound is 0 from here on
+  return pick;
 }
 
 // Picks and adds one atom. False if there is none left worth taking.
@@ -759,11 +874,11 @@ inline bool take_next(const PursuitShape& shape,
     const float correlation = kCorrelationFloor * s.norm,
                 floor = shape.ols ? correlation * correlation : correlation;
     const Pick pick = shape.ols && shape.candidates > 0
-                          ? pick_among(shape, atoms, scratch, s, floor)
+                          ? settle_among(shape, atoms, scratch, s, floor)
                           : settle(shape, atoms, scratch, s, floor);
     if (pick.atom < 0 || pick.score <= floor) return false;
     const bool added = add_atom(shape, atoms, scratch, s, pick.atom);
-    if (keeps_spread(shape)) s.spread[pick.atom] = 1e30f;  // its bound is 0 from here on
+    if (is_full_ols(shape)) s.spread[pick.atom] = 1e30f;  // its bound is 0 from here on
     if (added) return true;
     if (s.num_refused == kMaxRefused) return false;
     s.refused[s.num_refused++] = pick.atom;
@@ -783,7 +898,7 @@ inline void update_ols(const PursuitShape& shape, const float* q, float a, Signa
 }
 
 inline void set_errors(Signal& s) {
-  s.error_p = kDeviations * __builtin_sqrtf(s.variance_p);
+  s.error_p = kDeviations * __builtin_sqrtf(s.variance_p) + s.left_out;
   // |n - true n| <= 2 |q| |error of q| over all atoms taken, and |q| <= 1 over them
   s.error_n = 2 * kDeviations * __builtin_sqrtf(s.variance_q) + 4 * kUlp;
 }
@@ -832,7 +947,8 @@ inline void follow_gram(const PursuitShape& shape,
   const float rounding = 0.5f * kUlp * s.norm;
   s.variance_p =
       first * first + variance * weights2 + static_cast<float>(s.count) * rounding * rounding;
-  s.variance_q = variance * s.largest_spread2;
+  // The pool takes q from the stored row.
+  s.variance_q = variance * s.largest_spread2 + (shape.candidates > 0 ? stored * stored : 0);
   set_errors(s);
 
   GramStep step;
@@ -848,8 +964,9 @@ inline void follow_gram(const PursuitShape& shape,
   step.error_p = s.error_p;
   step.error_n = s.error_n;
   step.group_best = scratch.group_best;
-  const bool keep = s.count + 1 < s.limit;  // a later step will need its row
-  if (shape.ols) {
+  // A later step will need its row; the pool does now.
+  const bool keep = s.count + 1 < s.limit || shape.candidates > 0;
+  if (is_full_ols(shape)) {
     step_by_kept<true>(shape, step, keep);
   } else {
     step_by_kept<false>(shape, step, keep);
@@ -886,6 +1003,7 @@ inline void take_slot(const Signal& slot, Signal& s) {
   s.spread = slot.spread;
   s.rows = slot.rows;
   s.known = slot.known;
+  s.pool = slot.pool;
 }
 
 inline void first_bounds(const PursuitShape& shape,
@@ -895,7 +1013,7 @@ inline void first_bounds(const PursuitShape& shape,
                          float norm) {
   s.variance_q = 0;
   restart_errors(shape, s, norm);
-  if (keeps_spread(shape)) {
+  if (is_full_ols(shape)) {
     start_ols(shape, atoms, s);
     group_ols_bounds(shape, scratch, s);
   } else {
@@ -917,7 +1035,8 @@ inline void encode_gram(const PursuitShape& shape,
     scratch.norms[count] = s.norm;
     scratch.outputs[count++] = s.correlations;
   }
-  correlate(shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, scratch.packed);
+  correlate(
+      shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, nullptr, scratch.packed);
   int working[kGramSlots];  // signal in each slot, or -1
   for (int& w : working) w = -1;
   int next = 0, busy = 0;
@@ -931,6 +1050,7 @@ inline void encode_gram(const PursuitShape& shape,
         Signal& s = scratch.signals[working[slot]];
         take_slot(scratch.slots[slot], s);
         forget_known(shape, s);
+        empty_pool(shape, s);
         if (wants_more(shape, s)) first_bounds(shape, atoms, scratch, s, s.norm);
       } else {
         follow_gram(shape, atoms, scratch, scratch.signals[working[slot]]);
@@ -970,10 +1090,20 @@ inline void encode_correlate(const PursuitShape& shape,
       }
       scratch.inputs[count] = update ? s.basis + size(k - 1) * size(shape.padded_dim) : s.residual;
       scratch.norms[count] = update ? 1.0f : s.residual_norm;
+      scratch.bests[count] = s.group_best;
       scratch.outputs[count++] = update ? static_cast<float*>(s.rows) : s.correlations;
     }
     if (count == 0) break;
-    correlate(shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, scratch.packed);
+    const FreshCorrelations fresh{scratch.bests, scratch.left_out};
+    correlate(shape,
+              atoms,
+              scratch.inputs,
+              scratch.norms,
+              count,
+              scratch.outputs,
+              has_fresh_correlations(shape) ? &fresh : nullptr,
+              scratch.packed);
+    int input = 0;
     for (int b = 0; b < block.num_signals; ++b) {
       Signal& s = scratch.signals[b];
       if (!s.active) continue;
@@ -982,6 +1112,11 @@ inline void encode_correlate(const PursuitShape& shape,
         add_errors(s, deviation * deviation);
         update_ols(shape, static_cast<const float*>(s.rows), s.amplitude, s);
         group_ols_bounds(shape, scratch, s);
+      } else if (has_fresh_correlations(shape)) {
+        scratch.group_best = s.group_best;
+        s.left_out = scratch.left_out[input++];
+        s.variance_q = 0;
+        restart_errors(shape, s, s.residual_norm);
       } else {
         first_bounds(shape, atoms, scratch, s, s.residual_norm);
       }
@@ -1004,7 +1139,6 @@ inline void encode_block(const PursuitShape& shape,
   Scratch scratch;
   carve(shape, static_cast<char*>(memory), scratch);
   forget_all(shape, scratch);
-  scratch.luck = 1;
   for (int b = 0; b < block.num_signals; ++b) {
     Signal& s = scratch.signals[b];
     const int budget = block.budgets == nullptr ? shape.max_atoms : block.budgets[b];
@@ -1013,7 +1147,10 @@ inline void encode_block(const PursuitShape& shape,
       write_not_finite(shape, block, b);
     } else {
       write_curve(shape, block, b, s, 0);
-      if (!shape.gram) forget_known(shape, s);
+      if (!shape.gram) {
+        forget_known(shape, s);
+        empty_pool(shape, s);
+      }
       if (!s.active && !shape.gram) finish_signal(shape, block, b, s);
     }
   }
@@ -1057,7 +1194,10 @@ inline std::size_t gram_size(const PursuitShape& shape) {
 
 }  // namespace
 
-#define LEXICO_PURSUIT_LEVEL(name) \
-  { name, panel_bytes, gram_size, scratch_size, prepare_panel, prepare_gram, encode_block }
+#define LEXICO_PURSUIT_LEVEL(name)                                                            \
+  {                                                                                           \
+    name, kSignalTile, kCorrelateIsFast, panel_bytes, gram_size, scratch_size, prepare_panel, \
+        prepare_gram, encode_block                                                            \
+  }
 
 }  // namespace lexico::kernels::cpu

@@ -1,7 +1,8 @@
 #pragma once
 // What the screens share: a screen knows the correlations of all atoms to within a known error, at
-// whatever precision is fast; the pick is settled on fp32 atoms (pursuit_simd.h). Two of them, with
-// the same functions: screen_fp32.h for any CPU, screen_vnni.h for those with int16 dot products.
+// whatever precision is fast; the pick is settled on fp32 atoms (pursuit_simd.h). Three of
+// them, with the same functions: screen_fp32.h for any CPU, screen_vnni.h for those with int16 dot
+// products, screen_amx.h for those with tiles.
 #include "kernels/pursuit/level.h"
 #include "kernels/pursuit/simd.h"
 
@@ -39,6 +40,13 @@ inline Vec vector_bound(Vec p, Vec n, float error_p, float error_n) {
   const Vec value = wide * wide * rough_reciprocal(max(n - error_n, least));
   return n + error_n < kIndependent ? Vec{} : value;
 }
+
+// For correlations that are made anew for every pick, so that what is wrong with them does not add
+// up: a screen that has these may leave a part of them out.
+struct FreshCorrelations {
+  float* const* best;  // out: of each signal, the largest |p| of each group
+  float* left_out;     // out: of each signal, what it leaves out of any p at most
+};
 
 // One update of a signal's correlations from a Gram row: q = D u_k = (G_j - sum_i R_ik q_i) / nu,
 // then p -= a q, and n -= q^2 for OLS.

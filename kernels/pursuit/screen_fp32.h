@@ -6,6 +6,8 @@ namespace lexico::kernels::cpu {
 namespace {
 
 using GramValue = float;
+constexpr int kSignalTile = 6;  // signals a correlation tile takes
+constexpr bool kCorrelateIsFast = false, kHasFreshCorrelations = false;
 
 inline std::size_t panel_bytes(const PursuitShape& shape) {
   return size(shape.padded_atoms) * size(shape.padded_dim) * sizeof(float);
@@ -66,14 +68,15 @@ inline void correlate_tile(const float* panel,
 }
 
 // out[b][n] = d_n . signals[b] for all atoms; each sum is in the order of the dimensions whatever
-// the tile, so that the other signals of a block do not matter. The norms and the memory for packed
-// signals are for the other screen.
+// the tile, so that the other signals of a block do not matter. The norms, the memory for packed
+// signals and fresh correlations are for other screens.
 inline void correlate(const PursuitShape& shape,
                       const PreparedAtoms& atoms,
                       const float* const* signals,
                       const float*,
                       int num_signals,
                       float* const* out,
+                      const FreshCorrelations*,
                       void*) {
   const std::size_t panel_size = size(shape.padded_dim) * kPanel;
   for (int panel = 0; panel * kPanel < shape.padded_atoms; ++panel) {
@@ -115,7 +118,7 @@ inline void gram_rows(const PursuitShape& shape,
   float* out[kPanel];
   for (int i = 0; i < count; ++i)
     out[i] = static_cast<float*>(atoms.gram) + size(first + i) * size(shape.padded_atoms);
-  correlate(shape, atoms, rows, nullptr, count, out, nullptr);
+  correlate(shape, atoms, rows, nullptr, count, out, nullptr, nullptr);
 }
 
 template <bool kOls, bool kKeep>
@@ -173,6 +176,19 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
     }
     store(step.group_best + chunk * kLanes, best);
   }
+}
+
+// The sum of q^2 of the atoms taken as number `first` to `end` - 1, of kLanes atoms.
+inline Vec rows_squared(
+    const PursuitShape& shape, const void* rows, VecInt atoms, int first, int end) {
+  const int chunk_size = shape.max_atoms * kChunkAtoms;
+  const VecInt place = atoms / kChunkAtoms * chunk_size + atoms % kChunkAtoms;
+  Vec sum{};
+  for (int i = first; i < end; ++i) {
+    const Vec q = load_at(static_cast<const float*>(rows) + size(i) * kChunkAtoms, place);
+    sum += q * q;
+  }
+  return sum;
 }
 
 }  // namespace

@@ -134,10 +134,18 @@ inline Vec load_strided(const float* v, int stride, int count) {
 #endif
 }
 
+inline VecInt load_int(const std::int32_t* from) {
+  VecInt v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+inline void store_int(std::int32_t* to, VecInt v) { __builtin_memcpy(to, &v, sizeof v); }
+
 /// v[index[0]], v[index[1]], ...
-inline Vec load_at(const float* v, const std::int32_t* index) {
+inline Vec load_at(const float* v, VecInt index) {
 #if defined(__AVX512F__)
-  return (Vec)_mm512_i32gather_ps(_mm512_loadu_si512(index), v, 4);
+  return (Vec)_mm512_i32gather_ps((__m512i)index, v, 4);
 #else
   Vec values;
   for (int i = 0; i < kLanes; ++i) values[i] = v[index[i]];
@@ -146,7 +154,7 @@ inline Vec load_at(const float* v, const std::int32_t* index) {
 }
 
 /// Lists those of v[0..count) of magnitude >= least, and their magnitudes; count is a multiple
-/// of 64.
+/// of 64. Writes up to three beyond those listed.
 inline int list_reaching(
     const float* v, int count, float least, std::int32_t* indices, float* magnitudes) {
   int listed = 0;
@@ -155,13 +163,33 @@ inline int list_reaching(
 #pragma GCC unroll 16
     for (int i = 0; i < 64; i += kLanes)
       mask |= static_cast<std::uint64_t>(mask_ge(abs(load(v + first + i)), splat(least))) << i;
-    for (; mask != 0; mask &= mask - 1) {
-      const int n = first + __builtin_ctzll(mask);
-      indices[listed] = n;
-      magnitudes[listed++] = __builtin_fabsf(v[n]);
-    }
+    // Seldom are there more than three, so these are written whether they are there or not: a
+    // branch on their number would be foreseen wrong.
+    constexpr int kBlind = 3;
+    const int found = __builtin_popcountll(mask);
+    const auto list = [&](int place) {
+      const int n = first + __builtin_ctzll(mask | std::uint64_t{1} << 63);
+      indices[listed + place] = n;
+      magnitudes[listed + place] = __builtin_fabsf(v[n]);
+      mask &= mask - 1;
+    };
+#pragma GCC unroll 3
+    for (int i = 0; i < kBlind; ++i) list(i);
+    for (int i = kBlind; i < found; ++i) list(i);
+    listed += found;
   }
   return listed;
+}
+
+/// One more in each lane with a > b.
+inline VecInt count_if_larger(VecInt count, Vec a, Vec b) {
+#if defined(__AVX512F__)
+  const __mmask16 larger = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+  return (VecInt)_mm512_mask_add_epi32(
+      (__m512i)count, larger, (__m512i)count, _mm512_set1_epi32(1));
+#else
+  return count - (a > b);
+#endif
 }
 
 /// The larger magnitude of each lane.

@@ -9,9 +9,14 @@
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include "kernels/common/cpu_features.h"
+#include "kernels/pursuit/levels.h"
+#include "tests/kernels/level_amx_emulated.h"
 
 namespace lexico::kernels {
 namespace {
@@ -32,6 +37,9 @@ struct Variant {
 std::ostream& operator<<(std::ostream& out, const Variant& v) { return out << v.name(); }
 
 std::vector<Variant> variants() {
+#if defined(__x86_64__)
+  if (cpu_features().avx512_vnni) cpu::offer_level(cpu::kEmulatedAmxLevel);
+#endif
   std::vector<Variant> all;
   std::istringstream levels(cpu::pursuit_levels());
   for (std::string level; std::getline(levels, level, '|');) {
@@ -165,6 +173,7 @@ Reference reference(const Case& c, const float* signal, int max_atoms, const Rul
   std::vector<double> r(signal, signal + m);
   std::vector<std::vector<double>> basis, triangle;
   std::vector<double> a;
+  std::set<int> candidates;
   Reference result;
   const auto dot = [m](const auto* x, const auto* y) {
     double s = 0;
@@ -188,19 +197,21 @@ Reference reference(const Case& c, const float* signal, int max_atoms, const Rul
           rule.candidates > 0 ? std::min<std::size_t>(static_cast<std::size_t>(rule.candidates),
                                                       by_correlation.size())
                               : by_correlation.size();
+      for (std::size_t i = 0; i < among; ++i) candidates.insert(by_correlation[i].second);
       double best = -1;
-      for (std::size_t i = 0; i < among; ++i) {
-        const float* d = c.row(by_correlation[i].second);
+      for (const auto& [minus_correlation, n] : by_correlation) {
+        if (!candidates.contains(n)) continue;
+        const float* d = c.row(n);
         double n2 = dot(d, d);
         for (const auto& u : basis) {
           double s = 0;
           for (int e = 0; e < m; ++e) s += d[e] * u[static_cast<std::size_t>(e)];
           n2 -= s * s;
         }
-        const double score = by_correlation[i].first * by_correlation[i].first / n2;
+        const double score = minus_correlation * minus_correlation / n2;
         if (n2 > 1e-5 && score > best) {
           best = score;
-          pick = by_correlation[i].second;
+          pick = n;
         }
       }
     }
@@ -331,6 +342,53 @@ TEST_P(PursuitContract, ErrorOnCoherentAtomsIsThatOfDouble) {
   EXPECT_LE(ours, want * 1.0005);
 }
 
+// Where atoms are close to each other, it matters which of them are candidates.
+TEST_P(PursuitContract, PicksAmongCoherentAtomsAreThoseOfDouble) {
+  const Case c = coherent(256, 64, 60, 5);
+  const Codes codes = encode(c, 8, GetParam());
+  int same = 0;
+  for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+    const Reference want = reference(c, c.signal(b), 8, GetParam().rule);
+    const std::vector<std::int32_t> picks = codes.picks(b);
+    same += std::equal(picks.begin(), picks.end(), want.picks.begin(), want.picks.end());
+  }
+  EXPECT_GE(same, 58);  // two may have scores that are equal in fp32
+}
+
+// All elements of an atom are rounded alike, so errors of a screen add up where others cancel.
+TEST_P(PursuitContract, AtomsOfEqualElementsAreScreenedAsWell) {
+  for (const int dim : {32, 128}) {
+    Case c = isotropic(3 * dim, dim, 0, 3);
+    for (int n = 0; n < 2 * dim; ++n) {  // unit vectors, then rows of a Hadamard matrix
+      for (int k = 0; k < dim; ++k) {
+        const bool minus = __builtin_popcount(static_cast<unsigned>(n & k)) % 2 != 0;
+        c.rows[static_cast<std::size_t>(n * dim + k)] =
+            n < dim ? (n == k ? 1.0f : 0.0f)
+                    : (minus ? -1.0f : 1.0f) / std::sqrt(static_cast<float>(dim));
+      }
+    }
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    for (int b = 0; b < 60; ++b) {
+      std::vector<float> x(static_cast<std::size_t>(dim));
+      for (float& value : x) value = 1e-3f * normal(random);
+      for (int i = 0; i < 4; ++i) {
+        const float weight = normal(random);
+        const int n = static_cast<int>(random() % static_cast<unsigned>(3 * dim));
+        for (int k = 0; k < dim; ++k) x[static_cast<std::size_t>(k)] += weight * c.row(n)[k];
+      }
+      c.append(x);
+    }
+    const Codes codes = encode(c, 4, GetParam());
+    expect_sound(c, codes);
+    for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+      const Reference want = reference(c, c.signal(b), 4, GetParam().rule);
+      EXPECT_EQ(codes.picks(b), std::vector<std::int32_t>(want.picks.begin(), want.picks.end()))
+          << "signal " << b << " of dimension " << dim;
+    }
+  }
+}
+
 TEST_P(PursuitContract, ThreadsAndBatchSplitDoNotChangeABit) {
   const Case c = isotropic(320, 64, 101, 9);
   const Codes whole = encode(c, 8, GetParam());
@@ -354,6 +412,29 @@ TEST_P(PursuitContract, ThreadsAndBatchSplitDoNotChangeABit) {
     first += count;
   }
   EXPECT_TRUE(whole == joined);
+}
+
+TEST_P(PursuitContract, AnyNumberOfCandidatesGivesTheSameCodesInBothForms) {
+  if (GetParam().rule.candidates == 0) return;
+  const Case c = coherent(320, 40, 30, 3);
+  for (const int candidates : {4, 64}) {
+    Variant v = GetParam();
+    v.rule.candidates = candidates;
+    const Codes codes = encode(c, 10, v);
+    expect_sound(c, codes);
+    v.form = v.form == PursuitForm::kGram ? PursuitForm::kCorrelate : PursuitForm::kGram;
+    EXPECT_TRUE(codes == encode(c, 10, v)) << candidates;
+  }
+}
+
+TEST_P(PursuitContract, PicksAmongManyAtomsAreThoseOfDouble) {
+  if (GetParam().form == PursuitForm::kGram) return;  // its matrix would be too large
+  const Case c = isotropic(9000, 32, 6, 4);
+  const Codes codes = encode(c, 6, GetParam());
+  for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+    const Reference want = reference(c, c.signal(b), 6, GetParam().rule);
+    EXPECT_EQ(codes.picks(b), std::vector<std::int32_t>(want.picks.begin(), want.picks.end()));
+  }
 }
 
 TEST_P(PursuitContract, BothFormsGiveTheSameCodes) {
@@ -660,6 +741,7 @@ INSTANTIATE_TEST_SUITE_P(Levels,
                          [](const auto& test) { return test.param.name(); });
 
 TEST(PursuitPlan, GramMatricesThatCannotBeKeptMustPayWithinOneCall) {
+  ASSERT_TRUE(cpu::set_pursuit_level("generic").ok());
   PursuitProblem p;
   p.num_atoms = 4096;
   p.dim = 128;
@@ -696,9 +778,23 @@ TEST(PursuitLevels, EnvironmentForcesEveryLevelThereIs) {
   EXPECT_EQ(cpu::pursuit_level(), level) << "the best comes last";
 }
 
+#if defined(__x86_64__)
+TEST(PursuitLevels, LevelThatPicksOtherwiseDoesNotAgree) {
+  if (!cpu_features().avx512_vnni) GTEST_SKIP() << "the emulation needs AVX-512 VNNI";
+  EXPECT_TRUE(cpu::agrees(cpu::kEmulatedAmxLevel, cpu::kGenericLevel));
+  cpu::PursuitLevel wrong = cpu::kGenericLevel;
+  wrong.prepare_panel =
+      [](const cpu::PursuitShape& shape, const cpu::PreparedAtoms& atoms, int panel) {
+        cpu::kGenericLevel.prepare_panel(shape, atoms, panel);
+        static_cast<float*>(atoms.panels)[0] = 3;  // one number of one atom
+      };
+  EXPECT_FALSE(cpu::agrees(wrong, cpu::kGenericLevel));
+}
+#endif
+
 TEST(PursuitLevels, LevelThisCpuLacksIsSaidToBeLacking) {
   const std::string here = cpu::pursuit_levels();
-  for (const char* name : {"avx2", "avx512", "avx512vnni"}) {
+  for (const char* name : {"avx2", "avx512", "avx512vnni", "amx"}) {
     const Status status = cpu::set_pursuit_level(name);
     if (("|" + here + "|").find("|" + std::string(name) + "|") != std::string::npos) {
       EXPECT_TRUE(status.ok()) << name;

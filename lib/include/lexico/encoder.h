@@ -11,7 +11,9 @@ namespace lexico {
 struct Selection {
   enum class Rule { kOmp, kOls };
   Rule rule = Rule::kOmp;
-  int candidates = 0;  ///< OLS among the best this many by correlation; 0: among all atoms
+  /// OLS among the atoms whose |d.r| is, or at an earlier pick of the signal was, one of the this
+  /// many largest (atoms already taken do not count; of equals the lower indices); 0: among all.
+  int candidates = 0;
 
   /// "omp", "ols" or "ols-N" with N in 4..64. @throws InvalidArgument naming the text otherwise.
   static Selection from(const std::string& text);
@@ -93,8 +95,8 @@ class Encoder {
 };
 
 /// The speed level the last encoder made runs at, the best this CPU has unless LEXICO_CPU names
-/// another; and all that this CPU has, worst first: "generic", "avx2", "avx512", "avx512vnni".
-/// Codes have the same accuracy at each.
+/// another; and all that this CPU has, worst first: "generic", "avx2", "avx512", "avx512vnni",
+/// "amx". Codes have the same accuracy at each.
 std::string cpu_level();
 std::vector<std::string> cpu_levels();
 

@@ -81,7 +81,7 @@ def test_curve_is_the_error_at_every_smaller_sparsity(case):
 def test_every_level_has_the_same_error(case):
     best = results("--case", case)[0]
     errors = {}
-    for level in ("generic", "avx2", "avx512", "avx512vnni"):
+    for level in ("generic", "avx2", "avx512", "avx512vnni", "amx"):
         done = subprocess.run([BENCH, "encode", "--json", *QUICK, "--case", str(case), "--cpu", level], capture_output=True, text=True)
         if done.returncode == 0:
             result = json.loads(done.stdout)
@@ -132,7 +132,7 @@ def test_bad_input_is_named(case, tmp_path):
 def test_help_teaches():
     assert "lexico-bench encode [options]" in run("--help").stdout
     out = run("encode", "--help").stdout
-    assert "--selection" in out and "Examples:" in out and "avx512vnni" in out
+    assert "--selection" in out and "Examples:" in out and "avx512vnni, amx" in out
     assert run("--version").stdout.startswith("lexico-bench ")
 
 
