@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention/coded_block.h"
+#include "kernels/common/status.h"
+
+namespace lexico::kernels {
+
+/// The keys, or the values, of one layer. A vector of KV head h is
+///   mean_h + B_h z,   z = scale * sum over slots of weight * atom + sum over components of level *
+///   axis,
+/// and keys before RoPE are then rotated to their position.
+struct CodedSpace {
+  /// [kv_heads], or the same for all: layout_stride 0
+  const CodeLayout* layout = nullptr;
+  int layout_stride = 0;  ///< 0 or 1. Layouts of different heads have the same number of bits
+  int num_atoms = 0;
+  const float* atoms = nullptr;   ///< [num_atoms, dim]; of KV head h at atoms + h * atoms_stride
+  std::int64_t atoms_stride = 0;  ///< 0: one dictionary for all heads
+  const float* axes = nullptr;  ///< residual code: [dim, dim], of head h at axes + h * axes_stride
+  std::int64_t axes_stride = 0;
+  const float* mean = nullptr;      ///< nullptr (zero) or [kv_heads, dim]
+  const float* back_map = nullptr;  ///< nullptr (identity) or B: [kv_heads, dim, dim]. Not for keys
+                                    ///< before RoPE: fold it into atoms and axes of each head
+};
+
+/// Rotation of keys that are coded before RoPE: dims i and i + rotary_dim / 2 are a pair. (Where 2i
+/// and 2i + 1 are, reorder the dims of atoms, mean, queries and exact keys: scores do not change.)
+struct KeyRotation {
+  int rotary_dim = 0;                          ///< even
+  const float* inverse_frequencies = nullptr;  ///< [rotary_dim / 2]; the angle is the float32
+                                               ///< product with the position, as in the models
+  float attention_scaling = 1;                 ///< of the rotated dims
+};
+
+enum class ExactType : int { kFloat32, kFloat16, kBFloat16 };
+
+/// Tokens that are not coded; keys after RoPE.
+struct ExactRun {
+  const void* keys = nullptr;    ///< [tokens, dim] of KV head h at keys + h * head_stride elements
+  const void* values = nullptr;  ///< likewise
+  std::int64_t head_stride = 0;
+  int tokens = 0;
+};
+
+/// The coded keys or values of one sequence, and the atoms that only it has.
+struct CodedRun {
+  /// Page j holds tokens from j * page_tokens on, as [kv_heads, page_tokens / kBlockTokens,
+  /// block_bytes], and kPageSlack bytes more.
+  const std::uint8_t* const* pages = nullptr;
+  const float* extra_atoms = nullptr;  ///< [num_extra, dim], with numbers from num_atoms on
+  int num_extra = 0;
+};
+
+struct AttentionSequence {
+  std::int64_t coded_tokens = 0;
+  CodedRun keys, values;
+  std::int64_t first_position = 0;  ///< of the first coded token; the others follow. Keys before
+                                    ///< RoPE only. Positions stay below 2^24
+  const ExactRun* exact = nullptr;
+  int num_exact = 0;  ///< runs
+};
+
+/// One decode step of one layer: softmax over all tokens of a sequence, coded and exact alike.
+/// Query head i reads KV head i / group.
+struct AttentionProblem {
+  int batch = 0, kv_heads = 0, group = 0, dim = 0;  ///< dim: a multiple of 4; rotary_dim / 2, too
+  float softmax_scale = 1;
+  CodedSpace keys, values;
+  const KeyRotation* rotation = nullptr;  ///< nullptr: keys are coded after RoPE
+  int page_tokens = 0;                    ///< a multiple of kBlockTokens
+  ExactType exact_type = ExactType::kFloat32;
+  const AttentionSequence* sequences = nullptr;  ///< [batch]
+  const float* queries = nullptr;                ///< [batch, kv_heads * group, dim], after RoPE
+  float* out = nullptr;                          ///< [batch, kv_heads * group, dim]
+  float* log_sums =
+      nullptr;      ///< nullptr or out [batch, kv_heads * group]: log of the sum of e^score
+  int threads = 0;  ///< 0 = all
+};
+
+namespace cpu {
+
+/// Bytes of scratch for problems of these sizes; tokens play no part beyond how many splits they
+/// make.
+std::size_t attention_workspace_bytes(const AttentionProblem& problem);
+
+/// Scores, sums and outputs are in fp32. A sequence without tokens gives zeros (log_sums: -inf). A
+/// NaN in one query stays in its head. The result of a sequence depends neither on the number of
+/// threads nor on the other sequences. The instruction set level is the one of pursuit.h
+/// (LEXICO_CPU).
+///
+/// Tokens are split into ranges whose number depends on the sequence alone (at most 16). A range
+/// leaves the softmax weights summed per atom; they are combined, multiplied by the atoms
+/// once, and mapped back. No vector of the cache is ever whole in memory, but for 16 keys before
+/// RoPE a thread at a time.
+Status attention(const AttentionProblem& problem, void* workspace);
+
+}  // namespace cpu
+}  // namespace lexico::kernels
