@@ -10,6 +10,7 @@
 #include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
+#include "lexico-bench/attend.h"
 #include "lexico-bench/bench_case.h"
 #include "lexico-bench/encode_bench.h"
 #include "lexico/error.h"
@@ -201,8 +202,9 @@ int encode(const Config& config) {
 
 constexpr const char* kUsage =
     "lexico-bench measures how fast parts of lexico run on this machine.\n\n"
-    "Usage: lexico-bench encode [options]\n\n"
-    "  encode    sparse coding: vectors per second, error, memory\n\n"
+    "Usage: lexico-bench encode|attend [options]\n\n"
+    "  encode    sparse coding: vectors per second, error, memory\n"
+    "  attend    attention on codes: time per token and layer\n\n"
     "lexico-bench encode --help lists the options.\n";
 
 int main_body(int argc, char** argv) {
@@ -215,11 +217,12 @@ int main_body(int argc, char** argv) {
     std::cout << "lexico-bench " << lexico_version() << '\n';
     return 0;
   }
+  if (command == "attend") return attend_main(argc - 1, argv + 1);
   if (command != "encode") {
     throw InvalidArgument((command.empty()
                                ? std::string("what is to be measured is missing")
                                : "'" + std::string(command) + "' is nothing to measure") +
-                          ", must be: encode (see --help)");
+                          ", must be: encode or attend (see --help)");
   }
   Config config;
   std::vector<Option> options = options_of(config);

@@ -19,6 +19,9 @@ struct CodedSpace {
   int num_atoms = 0;
   const float* atoms = nullptr;   ///< [num_atoms, dim]; of KV head h at atoms + h * atoms_stride
   std::int64_t atoms_stride = 0;  ///< 0: one dictionary for all heads
+  /// nullptr, or the atoms rounded to IEEE half, with the same strides: keys before RoPE are then
+  /// rebuilt from these, which are half as much to read. Levels without half floats use `atoms`.
+  const std::uint16_t* half_atoms = nullptr;
   const float* axes = nullptr;  ///< residual code: [dim, dim], of head h at axes + h * axes_stride
   std::int64_t axes_stride = 0;
   const float* mean = nullptr;      ///< nullptr (zero) or [kv_heads, dim]
@@ -66,7 +69,7 @@ struct AttentionSequence {
 /// One decode step of one layer: softmax over all tokens of a sequence, coded and exact alike.
 /// Query head i reads KV head i / group.
 struct AttentionProblem {
-  int batch = 0, kv_heads = 0, group = 0, dim = 0;  ///< dim: a multiple of 4; rotary_dim / 2, too
+  int batch = 0, kv_heads = 0, group = 0, dim = 0;  ///< dim: a multiple of 4
   float softmax_scale = 1;
   CodedSpace keys, values;
   const KeyRotation* rotation = nullptr;  ///< nullptr: keys are coded after RoPE

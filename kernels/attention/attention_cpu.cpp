@@ -440,20 +440,22 @@ class Attention {
                          scores);
       return;
     }
-    level_.score_rebuilt(planes.code,
-                         codes,
-                         tokens,
-                         p_.keys.atoms + h * p_.keys.atoms_stride,
-                         p_.keys.num_atoms,
-                         sequence(b).keys.extra_atoms,
-                         planes.axes,
-                         p_.keys.mean == nullptr ? nullptr : p_.keys.mean + h * dim,
-                         dim,
-                         rotation,
-                         queries_ + at * width_ * dim,
-                         width_,
-                         step,
-                         scores);
+    level_.score_rebuilt(
+        planes.code,
+        codes,
+        tokens,
+        p_.keys.atoms + h * p_.keys.atoms_stride,
+        p_.keys.half_atoms == nullptr ? nullptr : p_.keys.half_atoms + h * p_.keys.atoms_stride,
+        p_.keys.num_atoms,
+        sequence(b).keys.extra_atoms,
+        planes.axes,
+        p_.keys.mean == nullptr ? nullptr : p_.keys.mean + h * dim,
+        dim,
+        rotation,
+        queries_ + at * width_ * dim,
+        width_,
+        step,
+        scores);
   }
 
   // Softmax weights of a tile relative to the largest score so far, and their sums per atom.

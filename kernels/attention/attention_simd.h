@@ -370,59 +370,78 @@ void score_rows(
   (width == 4 ? score_rows_w<4> : score_rows_w<8>)(rows, tokens, dim, queries, scores);
 }
 
+// Where the atoms of rebuilt keys are.
+struct AtomRows {
+  const float* atoms;
+  const std::uint16_t* half;  // or nullptr
+  int num_atoms;
+  const float* extra;
+  int dim;
+  const float* row(std::ptrdiff_t n) const {
+    return n < num_atoms ? atoms + n * dim : extra + (n - num_atoms) * dim;
+  }
+};
+
+#if defined(__AVX2__)
+constexpr bool kHasHalf = true;
+inline Vec load_half(const std::uint16_t* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
+}
+#else
+constexpr bool kHasHalf = false;
+inline Vec load_half(const std::uint16_t*) { return {}; }
+#endif
+
 // row = mean + sum of scale * weight * atom, kVecs vectors from `from` on.
 template <int kVecs>
 inline void rebuild_part(const Step& step,
                          int slots,
                          int t,
-                         const float* atoms,
-                         int num_atoms,
-                         const float* extra,
-                         int dim,
+                         const AtomRows& rows,
                          const float* mean,
                          int from,
-                         float* row) {
+                         float* to) {
   Vec sum[kVecs] = {};
   for (int k = 0; k < slots; ++k) {
     const std::ptrdiff_t n = step.atoms[k * kStep + t];
-    const float* atom = (n < num_atoms ? atoms + n * dim : extra + (n - num_atoms) * dim) + from;
     const Vec weight = splat(step.weights[k * kStep + t]);
+    if (kHasHalf && rows.half != nullptr && n < rows.num_atoms) {
+      const std::uint16_t* atom = rows.half + n * rows.dim + from;
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) sum[v] += weight * load(atom + v * kLanes);
+      for (int v = 0; v < kVecs; ++v) sum[v] += weight * load_half(atom + v * kLanes);
+    } else {
+      const float* atom = rows.row(n) + from;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[v] += weight * load(atom + v * kLanes);
+    }
   }
   const Vec scale = splat(step.scale[t]);
 #pragma GCC unroll 8
   for (int v = 0; v < kVecs; ++v) {
     sum[v] *= scale;
     if (mean != nullptr) sum[v] += load(mean + from + v * kLanes);
-    store(row + from + v * kLanes, sum[v]);
+    store(to + from + v * kLanes, sum[v]);
   }
 }
 
-inline void rebuild(const Step& step,
-                    int slots,
-                    int t,
-                    const float* atoms,
-                    int num_atoms,
-                    const float* extra,
-                    int dim,
-                    const float* mean,
-                    float* row) {
+inline void rebuild(
+    const Step& step, int slots, int t, const AtomRows& rows, const float* mean, float* to) {
   int from = 0;
-  for (; from + 8 * kLanes <= dim; from += 8 * kLanes)
-    rebuild_part<8>(step, slots, t, atoms, num_atoms, extra, dim, mean, from, row);
-  for (; from + 2 * kLanes <= dim; from += 2 * kLanes)
-    rebuild_part<2>(step, slots, t, atoms, num_atoms, extra, dim, mean, from, row);
-  for (; from + kLanes <= dim; from += kLanes)
-    rebuild_part<1>(step, slots, t, atoms, num_atoms, extra, dim, mean, from, row);
-  for (; from < dim; ++from) {
+  for (; from + 8 * kLanes <= rows.dim; from += 8 * kLanes)
+    rebuild_part<8>(step, slots, t, rows, mean, from, to);
+  for (; from + 2 * kLanes <= rows.dim; from += 2 * kLanes)
+    rebuild_part<2>(step, slots, t, rows, mean, from, to);
+  for (; from + kLanes <= rows.dim; from += kLanes)
+    rebuild_part<1>(step, slots, t, rows, mean, from, to);
+  for (; from < rows.dim; ++from) {
     float sum = 0;
-    for (int k = 0; k < slots; ++k) {
-      const std::ptrdiff_t n = step.atoms[k * kStep + t];
-      const float* atom = n < num_atoms ? atoms + n * dim : extra + (n - num_atoms) * dim;
-      sum += step.weights[k * kStep + t] * atom[from];
-    }
-    row[from] = sum * step.scale[t] + (mean != nullptr ? mean[from] : 0.0f);
+    for (int k = 0; k < slots; ++k)
+      sum += step.weights[k * kStep + t] * rows.row(step.atoms[k * kStep + t])[from];
+    to[from] = sum * step.scale[t] + (mean != nullptr ? mean[from] : 0.0f);
   }
 }
 
@@ -445,6 +464,7 @@ void score_rebuilt(const CodePlanes& code,
                    const std::uint8_t* block,
                    int tokens,
                    const float* atoms,
+                   const std::uint16_t* half_atoms,
                    int num_atoms,
                    const float* extra,
                    const float* const* axes,
@@ -457,11 +477,11 @@ void score_rebuilt(const CodePlanes& code,
                    float* scores) {
   const Step step(scratch, code.slots);
   float* rows = step.rest;  // [kStep, dim]
+  const AtomRows from{atoms, half_atoms, num_atoms, extra, dim};
   for (int first = 0; first < tokens; first += kStep) {
     const int count = std::min(kStep, tokens - first);
     const std::uint8_t* plane = unpack_step(code, block, first, step);
-    for (int t = 0; t < count; ++t)
-      rebuild(step, code.slots, t, atoms, num_atoms, extra, dim, mean, rows + t * dim);
+    for (int t = 0; t < count; ++t) rebuild(step, code.slots, t, from, mean, rows + t * dim);
     for (int c = 0; c < code.components; ++c) {
       const int bits = code.component_bits[c];
       look_up(plane, bits, first, code.component_levels[c], step.components);

@@ -76,6 +76,7 @@ struct AttentionLevel {
                         const std::uint8_t* block,
                         int tokens,
                         const float* atoms,
+                        const std::uint16_t* half_atoms,  // or nullptr
                         int num_atoms,
                         const float* extra,
                         const float* const* axes,  // [components]

@@ -214,6 +214,29 @@ TEST_P(Attention, ResidualCode) {
   }
 }
 
+TEST_P(Attention, KeysRebuiltFromHalfFloats) {
+  for (const int dim : {64, 72, 128}) {
+    AttentionCase c(with([&](auto& s) {
+      s.rotary_dim = 64, s.dim = dim, s.extra = 5, s.head_atoms = true, s.means = true;
+    }));
+    // Atoms that half floats hold exactly, so that nothing is lost.
+    std::vector<std::uint16_t> half;
+    std::vector<float> atoms;
+    const std::size_t count = static_cast<std::size_t>(c.s.kv_heads * c.s.num_atoms * dim);
+    for (std::size_t i = 0; i < count; ++i) {
+      half.push_back(
+          static_cast<std::uint16_t>(0x2c00 + i * 7919 % 0x800 + (i % 3 == 0 ? 0x8000 : 0)));
+      const int exponent = half.back() >> 10 & 31, mantissa = half.back() & 1023;
+      const float x = std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
+      atoms.push_back(i % 3 == 0 ? -x : x);
+    }
+    c.problem.keys.atoms = atoms.data();
+    const std::vector<float> whole = c.run();
+    c.problem.keys.half_atoms = half.data();
+    EXPECT_EQ(c.run(), whole);
+  }
+}
+
 TEST_P(Attention, ExactTokensIn16Bits) {
   for (const ExactType type : {ExactType::kFloat16, ExactType::kBFloat16})
     expect_as_dense(with([&](auto& s) { s.exact_type = type, s.coded = {50}; }));

@@ -110,7 +110,12 @@ def test_memory_at_4096_atoms():
 
 
 def test_bad_input_is_named(case, tmp_path):
-    fails(2, "must be: encode")
+    fails(2, "must be: encode or attend")
+    fails(2, "context is 0, must be >= 1", "attend", "--context", 0)
+    fails(2, "format is 'exact'", "attend", "--format", "exact")
+    fails(2, "key stage", "attend", "--key-stage", "rope")
+    fails(2, "LEXICO_CPU is 'mmx'", "attend", "--cpu", "mmx")
+    fails(2, "max_atoms is 17, must be in [0, 16]", "attend", "--sparsity", 17, "--dim", 16)
     fails(2, "'decode' is nothing to measure", "decode")
     fails(2, "ols-99", "encode", "--selection", "ols-99")
     fails(2, "repeats is 0", "encode", "--repeats", 0)
@@ -145,3 +150,24 @@ def test_comparison_with_peers_runs(tmp_path):
     row = json.loads(done.stdout)
     assert row["error"] == pytest.approx(row["peer_error"], rel=1e-3)
     assert row["ratio"] > 0
+
+
+SMALL = ["--num-atoms", 256, "--dim", 64, "--kv-heads", 2, "--context", "300,700", "--least-ms", 0, "--repeats", 2]
+
+
+def test_attend_says_what_was_measured():
+    for stage in ("post_rope", "pre_rope"):
+        rows = [json.loads(line) for line in run("attend", "--json", "--key-stage", stage, "--sparsity", "4,6", *SMALL).stdout.splitlines()]
+        rounds, results = rows[:8], rows[8:]
+        assert [(r["context"], r["sparsity"]) for r in results] == [(300, 4), (700, 4), (300, 6), (700, 6)]
+        for i, result in enumerate(results):
+            assert result["all_ms"] == [r["ms"] for r in rounds[i::4]] and min(result["all_ms"]) > 0
+            assert result["compress_ms"] > 0 and result["layers"] > 1
+        # One page of 1024 tokens for keys and one for values, of 8 + s * (8 + 5) bits a vector.
+        assert results[0]["coded_bytes"] == 2 * (2 * 1024 * (8 + 4 * 13) // 8 + 32)
+    assert "700   4" in run("attend", "--sparsity", "4", "--format", "fp8-int16", *SMALL).stdout
+
+
+def test_attend_takes_turns():
+    rows = run("attend", "--json", "--turns", *SMALL, input="\n").stdout.splitlines()
+    assert len(rows) == 2 + 2  # the second round was not asked for

@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "lexico/dictionary.h"
+#include "lexico/rope.h"
+
+namespace lexico {
+
+/// What a layer's attention looks like, and how it is computed.
+struct AttentionOptions {
+  int kv_heads = 1;         ///< heads that have keys and values
+  int group = 1;            ///< query heads that read one of them: query head i reads i / group
+  float softmax_scale = 0;  ///< of scores; 0: 1 / sqrt(dim)
+  int page_tokens = 1024;   ///< coded tokens are stored in pages of so many; a multiple of 64
+  /// Keys before RoPE are rebuilt from atoms rounded to half floats (a relative 2^-11, far below
+  /// any code's error), which is half as much to read. Only where the CPU converts them.
+  bool half_keys = true;
+  int threads = 0;  ///< 0: all
+};
+
+class LayerAttention;
+
+/// The coded keys, or values, of one sequence in one layer, in the order that attention reads them.
+/// They take Codec's bits per vector exactly (fp8-int16: less, since indices take ceil(log2 N) bits
+/// and no count is kept), rounded up to whole pages. A copy shares its pages with the original
+/// until one of them changes. Must not outlive the LayerAttention that made it.
+class CodedVectors {
+ public:
+  /// What Codec::encode wrote for `tokens` tokens: [tokens, kv_heads, bytes_per_vector]. Any bytes
+  /// are taken: a slot whose index or weight does not exist counts as unused, as in Codec::decode.
+  void append(const std::uint8_t* codes, std::int64_t tokens);
+  /// Keeps the first so many. @throws InvalidArgument unless tokens is in [0, tokens()].
+  void truncate(std::int64_t tokens);
+  std::int64_t tokens() const { return tokens_; }
+  std::size_t bytes() const;  ///< of its pages, shared ones included
+
+ private:
+  friend class LayerAttention;
+  struct Frame;
+  explicit CodedVectors(std::shared_ptr<const Frame> frame) : frame_(std::move(frame)) {}
+  std::uint8_t* page_to_write(std::size_t index);
+
+  std::shared_ptr<const Frame> frame_;
+  std::vector<std::shared_ptr<std::vector<std::uint8_t>>> pages_;
+  std::int64_t tokens_ = 0;
+};
+
+/// Tokens that are not coded: keys after RoPE and values, fp32, [tokens, dim] of KV head h at h *
+/// head_stride.
+struct ExactTokens {
+  const float* keys = nullptr;
+  const float* values = nullptr;
+  std::int64_t head_stride = 0;
+  int tokens = 0;
+};
+
+/// Decode attention of one layer over codes and exact tokens (docs/attention.md): one query per
+/// head and sequence, softmax over all tokens together. The cache is never made dense.
+class LayerAttention {
+ public:
+  /// @param keys, values  one dictionary for all KV heads, or one for each in order. They must
+  /// outlive this. Their format must have bytes (fp8-int16 or packed).
+  /// @param stage  of the coded keys. Before RoPE, a map of the keys' transform is folded into
+  /// atoms of each KV head: kv_heads * num_atoms * dim * 4 bytes.
+  /// @param rope   kPreRope: rotates them at their positions; layout "half".
+  /// @throws InvalidArgument naming what does not fit: counts, dims that differ or are no multiple
+  /// of 4, formats without bytes or with different sizes among heads, residual.states > 0 (trellis
+  /// codes are not attended on yet), an interleaved rope.
+  LayerAttention(std::vector<const Dictionary*> keys,
+                 std::vector<const Dictionary*> values,
+                 const AttentionOptions& options,
+                 KeyStage stage = KeyStage::kPostRope,
+                 const Rope& rope = {});
+  ~LayerAttention();
+  LayerAttention(const LayerAttention&) = delete;
+  LayerAttention& operator=(const LayerAttention&) = delete;
+
+  /// Without tokens, for this layer.
+  CodedVectors coded_keys() const;
+  CodedVectors coded_values() const;
+
+  struct Sequence {
+    const CodedVectors* keys = nullptr;  ///< of this layer; as many tokens as values
+    const CodedVectors* values = nullptr;
+    std::int64_t first_position = 0;  ///< of the first coded token; the others follow
+    std::vector<ExactTokens> exact;
+  };
+
+  /// @param queries   [sequences, kv_heads * group, dim], after RoPE.
+  /// @param out       likewise. A sequence without tokens gives zeros; a NaN stays in its head.
+  /// @param log_sums  nullptr, or [sequences, kv_heads * group]: log of the sum of e^score.
+  /// One caller at a time. The result of a sequence depends on neither threads nor other sequences.
+  /// @throws InvalidArgument naming the sequence whose counts differ or whose codes are of another
+  /// layer; ResourceError if there is no memory for scratch.
+  void attend(const std::vector<Sequence>& sequences,
+              const float* queries,
+              float* out,
+              float* log_sums = nullptr);
+  std::size_t workspace_bytes() const;  ///< scratch so far
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lexico
