@@ -67,7 +67,8 @@ void append_random(CodedVectors& to,
         codes[at] = static_cast<std::uint8_t>(48 + codes[at] % 32);  // scales around 1
         continue;
       }
-      codes[at] = d.format.max_atoms & 255, codes[at + 1] = static_cast<std::uint8_t>(s >> 8);
+      codes[at] = static_cast<std::uint8_t>(s & 255),
+      codes[at + 1] = static_cast<std::uint8_t>(s >> 8);
       for (std::size_t k = 0; k < s; ++k) {
         std::uint8_t* index = &codes[at + 2 + 2 * k];
         const int atom = (index[0] | index[1] << 8) % d.num_atoms;

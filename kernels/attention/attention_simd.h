@@ -393,7 +393,7 @@ inline Vec load_half(const std::uint16_t* from) {
 }
 #else
 constexpr bool kHasHalf = false;
-inline Vec load_half(const std::uint16_t*) { return {}; }
+inline Vec load_half(const std::uint16_t*) { return Vec{}; }
 #endif
 
 // row = mean + sum of scale * weight * atom, kVecs vectors from `from` on.
