@@ -16,8 +16,10 @@ namespace lexico::kernels {
 namespace cpu {
 namespace {
 
-constexpr std::int64_t kTile = 1024;        // tokens whose scores wait for their values
-constexpr std::int64_t kLeastRange = 2048;  // tokens; below, sums per atom cost more than they save
+constexpr std::int64_t kTile = 1024;  // tokens whose scores wait for their values
+// Tokens of a range: at least these and 2 N, since its N sums are zeroed and joined, which should
+// cost little beside making them. N where a range has all KV heads, to have enough of them.
+constexpr std::int64_t kLeastRange = 2048;
 constexpr std::int64_t kMostRanges = 16;
 constexpr int kAtomRange = 256;  // atoms that one thread multiplies at a time
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -53,16 +55,6 @@ class Pieces {
   char* base_ = nullptr;
   std::size_t used_ = 0;
 };
-
-std::int64_t ranges_of(std::int64_t tokens) {
-  return std::min(kMostRanges, (tokens + kLeastRange - 1) / kLeastRange);
-}
-std::int64_t range_tokens(std::int64_t tokens) {
-  const std::int64_t ranges = ranges_of(tokens);
-  if (ranges == 0) return 0;
-  const std::int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
-  return (blocks + ranges - 1) / ranges * kBlockTokens;
-}
 
 // Layouts as the levels want them: tables padded, components without bits left out.
 struct Planes {
@@ -131,6 +123,9 @@ class Attention {
         width_(problem.group <= 4 ? 4 : 8),
         chunks_((problem.group + width_ - 1) / width_),
         pairs_(problem.rotation != nullptr ? problem.rotation->rotary_dim / 2 : 0),
+        least_range_(std::max(
+            kLeastRange,
+            (problem.rotation != nullptr ? 1 : 2) * std::int64_t{problem.values.num_atoms})),
         pieces_(workspace) {
     for (int b = 0; b < p_.batch; ++b) {
       const AttentionSequence& s = p_.sequences[b];
@@ -161,16 +156,19 @@ class Attention {
         kWaveBytes / std::max<std::int64_t>(per_sequence, 1), 1, std::max(p_.batch, 1)));
     lay_out(pieces_, wave_);
     // Rounded up, so that threads share no cache line.
-    thread_floats_ = scratch_floats_ + score_floats_ + 2 * kBlockTokens * pairs_ +
+    thread_floats_ = scratch_floats_ + score_floats_ + 2 * (kBlockTokens + 1) * pairs_ +
                      kAtomRange * width_ + kStep * p_.dim;
     thread_floats_ = (thread_floats_ + 31) / 16 * 16;
     thread_scratch_ = pieces_.take<float>(threads_ * thread_floats_);
-    thread_turns_ = pieces_.take<double>(threads_ * 4 * std::int64_t{pairs_});
+    thread_turns_ = pieces_.take<double>(threads_ * 2 * std::int64_t{pairs_});
+    block_turn_ = pieces_.take<double>(2 * std::int64_t{pairs_});
+    steps_ = pieces_.take<float>(2 * kBlockTokens * std::int64_t{pairs_});
   }
 
   std::size_t workspace_bytes() const { return pieces_.bytes(); }
 
   void run() {
+    make_steps();
     for (first_ = 0; first_ < p_.batch; first_ += wave_) {
       count_ = std::min(wave_, p_.batch - first_);
       map_queries();
@@ -182,6 +180,16 @@ class Attention {
 
  private:
   static constexpr std::int64_t kWaveBytes = std::int64_t{96} << 20;
+
+  std::int64_t ranges_of(std::int64_t tokens) const {
+    return std::min(kMostRanges, (tokens + least_range_ - 1) / least_range_);
+  }
+  std::int64_t range_tokens(std::int64_t tokens) const {
+    const std::int64_t ranges = ranges_of(tokens);
+    if (ranges == 0) return 0;
+    const std::int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+    return (blocks + ranges - 1) / ranges * kBlockTokens;
+  }
 
   // Groups of query heads, in this order: the groups that read one dictionary are neighbours.
   std::int64_t group_index(int h, int b, int chunk) const {
@@ -362,18 +370,19 @@ class Attention {
     float* step = scratch;
     float* all_scores = step + scratch_floats_;
     float* turns = all_scores + score_floats_;
-    double* state = thread_turns_ + omp_get_thread_num() * 4 * std::int64_t{pairs_};
-    start_turning(s.first_position + first, state);
+    float* base = turns + 2 * kBlockTokens * pairs_;
+    double* state = thread_turns_ + omp_get_thread_num() * 2 * std::int64_t{pairs_};
+    start_turning(s.first_position + first, state, base);
     for (std::int64_t tile = first; tile < last; tile += kTile) {
       const std::int64_t end = std::min(last, tile + kTile);
       for (std::int64_t block = tile; block < end; block += kBlockTokens) {
         const int tokens = static_cast<int>(std::min<std::int64_t>(kBlockTokens, end - block));
         RotationTable table{pairs_, turns, turns + kBlockTokens * pairs_};
         if (pairs_ > 0) {
-          level_.turn(state,
-                      state + pairs_,
-                      state + 2 * pairs_,
-                      state + 3 * pairs_,
+          level_.turn(base,
+                      base + pairs_,
+                      steps_,
+                      steps_ + kBlockTokens * pairs_,
                       p_.rotation->inverse_frequencies,
                       pairs_,
                       s.first_position + block,
@@ -381,6 +390,7 @@ class Attention {
                       p_.rotation->attention_scaling,
                       turns,
                       turns + kBlockTokens * pairs_);
+          turn_on(state, base);
         }
         float* scores = all_scores + (block - tile) * width_;
         for (int h = first_head; h < first_head + heads_together_; ++h) {
@@ -406,16 +416,43 @@ class Attention {
     return run.pages[token / p_.page_tokens] + size(head * blocks + block) * bytes;
   }
 
-  // cos and sin in double at the first position, and of one step.
-  void start_turning(std::int64_t position, double* state) const {
+  // cos and sin of t * frequency, t = 0 .. kBlockTokens - 1, and of kBlockTokens * frequency.
+  void make_steps() {
+    for (int i = 0; i < pairs_; ++i) {
+      const double f = static_cast<double>(p_.rotation->inverse_frequencies[i]);
+      const double c1 = std::cos(f), s1 = std::sin(f);
+      double c = 1, s = 0;
+      for (int t = 0; t < kBlockTokens; ++t) {
+        steps_[t * pairs_ + i] = static_cast<float>(c);
+        steps_[(kBlockTokens + t) * pairs_ + i] = static_cast<float>(s);
+        const double next = c * c1 - s * s1;
+        s = s * c1 + c * s1;
+        c = next;
+      }
+      block_turn_[i] = c;
+      block_turn_[pairs_ + i] = s;
+    }
+  }
+
+  // cos and sin at the first position of a range, in double.
+  void start_turning(std::int64_t position, double* state, float* base) const {
     for (int i = 0; i < pairs_; ++i) {
       const double f = static_cast<double>(p_.rotation->inverse_frequencies[i]);
       const double angle = static_cast<double>(position) * f;
       state[i] = std::cos(angle);
       state[pairs_ + i] = std::sin(angle);
-      state[2 * pairs_ + i] = std::cos(f);
-      state[3 * pairs_ + i] = std::sin(f);
     }
+    for (int i = 0; i < 2 * pairs_; ++i) base[i] = static_cast<float>(state[i]);
+  }
+  // One block further.
+  void turn_on(double* state, float* base) const {
+    for (int i = 0; i < pairs_; ++i) {
+      const double c = state[i], s = state[pairs_ + i];
+      const double c1 = block_turn_[i], s1 = block_turn_[pairs_ + i];
+      state[i] = c * c1 - s * s1;
+      state[pairs_ + i] = s * c1 + c * s1;
+    }
+    for (int i = 0; i < 2 * pairs_; ++i) base[i] = static_cast<float>(state[i]);
   }
 
   void score_block(int b,
@@ -705,6 +742,7 @@ class Attention {
   const AttentionProblem& p_;
   const AttentionLevel& level_;
   const int threads_, width_, chunks_, pairs_;
+  const std::int64_t least_range_;
   Pieces pieces_;
   int key_extra_ = 0, value_extra_ = 0;
   std::int64_t most_ranges_ = 0;
@@ -715,7 +753,8 @@ class Attention {
   float *queries_ = nullptr, *mapped_ = nullptr, *transposed_ = nullptr, *shifts_ = nullptr,
         *tables_ = nullptr, *parts_ = nullptr, *exact_parts_ = nullptr, *factors_ = nullptr,
         *products_ = nullptr, *thread_scratch_ = nullptr;
-  double* thread_turns_ = nullptr;
+  double *thread_turns_ = nullptr, *block_turn_ = nullptr;
+  float* steps_ = nullptr;
 };
 
 }  // namespace

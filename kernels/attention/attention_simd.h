@@ -34,83 +34,117 @@ constexpr FieldTables make_field_tables() {
 }
 alignas(64) constexpr FieldTables kFields = make_field_tables();
 
-// Fields first .. first + 15 (first: a multiple of 16) of a plane. Reads up to 15 bytes behind
-// them.
-inline void unpack(const std::uint8_t* plane, int bits, int first, std::int32_t* out) {
-  plane += first / 8 * bits;
+// Reads 16 neighbouring fields of one width, and up to 15 bytes behind them; or what a table of at
+// least kLeastTable entries has for them.
 #if defined(__AVX512F__)
-  const auto at = [&](int quad) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(plane + quad * bits / 2));
-  };
-  __m512i v = _mm512_castsi128_si512(at(0));
-  v = _mm512_inserti32x4(v, at(1), 1);
-  v = _mm512_inserti32x4(v, at(2), 2);
-  v = _mm512_inserti32x4(v, at(3), 3);
-  v = _mm512_shuffle_epi8(v, _mm512_load_si512(kFields.control[bits]));
-  v = _mm512_srlv_epi32(v, _mm512_load_si512(kFields.shift[bits]));
-  _mm512_storeu_si512(out, _mm512_and_si512(v, _mm512_set1_epi32((1 << bits) - 1)));
+class FieldReader {
+ public:
+  explicit FieldReader(int bits)
+      : bits_(bits),
+        control_(_mm512_load_si512(kFields.control[bits])),
+        shift_(_mm512_load_si512(kFields.shift[bits])),
+        mask_(_mm512_set1_epi32((1 << bits) - 1)) {}
+  void fields(const std::uint8_t* from, std::int32_t* out) const {
+    _mm512_storeu_si512(out, read(from));
+  }
+  void look_up(const std::uint8_t* from, const float* table, float* out) const {
+    const __m512i at = read(from);
+    const auto part = [&](int i) { return _mm512_loadu_ps(table + 16 * i); };
+    __m512 v;
+    if (bits_ == 5) {
+      v = _mm512_permutex2var_ps(part(0), at, part(1));
+    } else if (bits_ <= 4) {
+      v = _mm512_permutexvar_ps(at, part(0));
+    } else if (bits_ == 6) {
+      const __mmask16 high = _mm512_test_epi32_mask(at, _mm512_set1_epi32(32));
+      v = _mm512_mask_blend_ps(high,
+                               _mm512_permutex2var_ps(part(0), at, part(1)),
+                               _mm512_permutex2var_ps(part(2), at, part(3)));
+    } else {
+      v = _mm512_i32gather_ps(at, table, 4);
+    }
+    _mm512_storeu_ps(out, v);
+  }
+
+ private:
+  __m512i read(const std::uint8_t* from) const {
+    const auto at = [&](int byte) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + byte));
+    };
+    __m512i v = _mm512_castsi128_si512(at(0));
+    v = _mm512_inserti32x4(v, at(bits_ >> 1), 1);
+    v = _mm512_inserti32x4(v, at(bits_), 2);
+    v = _mm512_inserti32x4(v, at(3 * bits_ >> 1), 3);
+    v = _mm512_shuffle_epi8(v, control_);
+    return _mm512_and_si512(_mm512_srlv_epi32(v, shift_), mask_);
+  }
+  int bits_;
+  __m512i control_, shift_, mask_;
+};
 #elif defined(__AVX2__)
-  for (int half = 0; half < 2; ++half) {
+class FieldReader {
+ public:
+  explicit FieldReader(int bits) : bits_(bits), mask_(_mm256_set1_epi32((1 << bits) - 1)) {}
+  void fields(const std::uint8_t* from, std::int32_t* out) const {
+    for (int half = 0; half < 2; ++half)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8 * half), read(from, half));
+  }
+  void look_up(const std::uint8_t* from, const float* table, float* out) const {
+    for (int half = 0; half < 2; ++half) {
+      const __m256i at = read(from, half);
+      __m256 v;
+      if (bits_ <= 3) {
+        v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at);
+      } else if (bits_ == 4) {
+        v = _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at),
+                             _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), at),
+                             _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+      } else {
+        v = _mm256_i32gather_ps(table, at, 4);
+      }
+      _mm256_storeu_ps(out + 8 * half, v);
+    }
+  }
+
+ private:
+  __m256i read(const std::uint8_t* from, int half) const {
     const auto at = [&](int quad) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(plane + quad * bits / 2));
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (quad * bits_ >> 1)));
     };
     __m256i v = _mm256_inserti128_si256(_mm256_castsi128_si256(at(2 * half)), at(2 * half + 1), 1);
     v = _mm256_shuffle_epi8(
-        v, _mm256_load_si256(reinterpret_cast<const __m256i*>(kFields.control[bits] + 32 * half)));
+        v, _mm256_load_si256(reinterpret_cast<const __m256i*>(kFields.control[bits_] + 32 * half)));
     v = _mm256_srlv_epi32(
-        v, _mm256_load_si256(reinterpret_cast<const __m256i*>(kFields.shift[bits] + 8 * half)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8 * half),
-                        _mm256_and_si256(v, _mm256_set1_epi32((1 << bits) - 1)));
+        v, _mm256_load_si256(reinterpret_cast<const __m256i*>(kFields.shift[bits_] + 8 * half)));
+    return _mm256_and_si256(v, mask_);
   }
+  int bits_;
+  __m256i mask_;
+};
 #else
-  for (int i = 0; i < 16; ++i) {
-    std::uint32_t word;
-    std::memcpy(&word, plane + i * bits / 8, sizeof word);
-    out[i] = static_cast<std::int32_t>(word >> (i * bits % 8) & ((1u << bits) - 1));
+class FieldReader {
+ public:
+  explicit FieldReader(int bits) : bits_(bits) {}
+  void fields(const std::uint8_t* from, std::int32_t* out) const {
+    for (int i = 0; i < kStep; ++i) out[i] = read(from, i);
   }
-#endif
-}
+  void look_up(const std::uint8_t* from, const float* table, float* out) const {
+    for (int i = 0; i < kStep; ++i) out[i] = table[read(from, i)];
+  }
 
-// out[i] = table[fields[i]] for 16 fields of a plane; the table is padded to kLeastTable.
+ private:
+  std::int32_t read(const std::uint8_t* from, int i) const {
+    std::uint32_t word;
+    std::memcpy(&word, from + i * bits_ / 8, sizeof word);
+    return static_cast<std::int32_t>(word >> (i * bits_ % 8) & ((1u << bits_) - 1));
+  }
+  int bits_;
+};
+#endif
+
 inline void look_up(
     const std::uint8_t* plane, int bits, int first, const float* table, float* out) {
-  alignas(64) std::int32_t field[kStep];
-  unpack(plane, bits, first, field);
-#if defined(__AVX512F__)
-  const __m512i at = _mm512_load_si512(field);
-  const auto part = [&](int i) { return _mm512_loadu_ps(table + 16 * i); };
-  __m512 v;
-  if (bits <= 4) {
-    v = _mm512_permutexvar_ps(at, part(0));
-  } else if (bits == 5) {
-    v = _mm512_permutex2var_ps(part(0), at, part(1));
-  } else if (bits == 6) {
-    const __mmask16 high = _mm512_test_epi32_mask(at, _mm512_set1_epi32(32));
-    v = _mm512_mask_blend_ps(high,
-                             _mm512_permutex2var_ps(part(0), at, part(1)),
-                             _mm512_permutex2var_ps(part(2), at, part(3)));
-  } else {
-    v = _mm512_i32gather_ps(at, table, 4);
-  }
-  _mm512_storeu_ps(out, v);
-#elif defined(__AVX2__)
-  for (int half = 0; half < 2; ++half) {
-    const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(field + 8 * half));
-    __m256 v;
-    if (bits <= 3) {
-      v = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at);
-    } else if (bits == 4) {
-      v = _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), at),
-                           _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), at),
-                           _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
-    } else {
-      v = _mm256_i32gather_ps(table, at, 4);
-    }
-    _mm256_storeu_ps(out + 8 * half, v);
-  }
-#else
-  for (int i = 0; i < kStep; ++i) out[i] = table[field[i]];
-#endif
+  FieldReader(bits).look_up(plane + first / 8 * bits, table, out);
 }
 
 inline void decode_e4m3(const std::uint8_t* bytes, float* out) {
@@ -176,18 +210,21 @@ inline const std::uint8_t* unpack_step(const CodePlanes& code,
                                        int first,
                                        const Step& step) {
   const std::uint8_t* plane = block;
+  const FieldReader atoms(code.index_bits);
+  const int from = first / 8;  // times the width of a field: bytes
   for (int k = 0; k < code.slots; ++k, plane = plane_after(plane, code.index_bits))
-    unpack(plane, code.index_bits, first, step.atoms + k * kStep);
+    atoms.fields(plane + from * code.index_bits, step.atoms + k * kStep);
   const int level_stride = std::max(1 << code.weight_bits, kLeastTable);
   const int bits = weight_bits(code);
+  const FieldReader levels(code.weight_bits);
   for (int k = 0; k < code.slots; ++k, plane = plane_after(plane, bits)) {
     float* weights = step.weights + k * kStep;
-    if (code.weights == CodedWeights::kFloat32)
-      std::memcpy(weights, plane + first * 4, kStep * sizeof(float));
+    if (code.weights == CodedWeights::kLevels)
+      levels.look_up(plane + from * bits, code.levels + k * level_stride, weights);
     else if (code.weights == CodedWeights::kE4m3)
       decode_e4m3(plane + first, weights);
     else
-      look_up(plane, bits, first, code.levels + k * level_stride, weights);
+      std::memcpy(weights, plane + first * 4, kStep * sizeof(float));
   }
   if (code.scale_bits > 0)
     look_up(plane, code.scale_bits, first, code.scales, step.scale);
@@ -303,10 +340,10 @@ void score_codes(const CodePlanes& code,
 
 // ---- scores of rebuilt keys --------------------------------------------------------------------
 
-void turn(double* c,
-          double* s,
-          const double* c1,
-          const double* s1,
+void turn(const float* base_cos,
+          const float* base_sin,
+          const float* step_cos,
+          const float* step_sin,
           const float* frequencies,
           int pairs,
           std::int64_t position,
@@ -314,19 +351,18 @@ void turn(double* c,
           float scaling,
           float* cos,
           float* sin) {
-  for (int t = 0; t < tokens; ++t, ++position, cos += pairs, sin += pairs) {
+  for (int t = 0; t < tokens; ++t, ++position) {
     const float at = static_cast<float>(position);
+#pragma GCC ivdep
     for (int i = 0; i < pairs; ++i) {
+      const float c = base_cos[i] * step_cos[t * pairs + i] - base_sin[i] * step_sin[t * pairs + i];
+      const float s = base_sin[i] * step_cos[t * pairs + i] + base_cos[i] * step_sin[t * pairs + i];
       // Models take the angle in float32, which far out is another one: by `off`, which is exact.
       const float angle = at * frequencies[i];
-      const double off = static_cast<double>(angle) -
-                         static_cast<double>(at) * static_cast<double>(frequencies[i]);
-      const double near = 1 - 0.5 * off * off;
-      cos[i] = static_cast<float>(scaling * (c[i] * near - s[i] * off));
-      sin[i] = static_cast<float>(scaling * (s[i] * near + c[i] * off));
-      const double next = c[i] * c1[i] - s[i] * s1[i];
-      s[i] = s[i] * c1[i] + c[i] * s1[i];
-      c[i] = next;
+      const float off = -__builtin_fmaf(at, frequencies[i], -angle);
+      const float near = scaling - 0.5f * scaling * off * off, far = scaling * off;
+      cos[t * pairs + i] = c * near - s * far;
+      sin[t * pairs + i] = s * near + c * far;
     }
   }
 }

@@ -57,12 +57,13 @@ struct AttentionLevel {
                       int width,
                       void* scratch,
                       float* scores);
-  // cos and sin [tokens, pairs] at `position` and after, times scaling, of float32 angles. c and s
-  // hold cos and sin of position * frequency in double and are moved on by (c1, s1) per token.
-  void (*turn)(double* c,
-               double* s,
-               const double* c1,
-               const double* s1,
+  // cos and sin [tokens, pairs] of float32 angles at `position` and after, times scaling. base: of
+  // position * frequency, step [tokens, pairs]: of t * frequency, both without rounding of the
+  // angle.
+  void (*turn)(const float* base_cos,
+               const float* base_sin,
+               const float* step_cos,
+               const float* step_sin,
                const float* frequencies,
                int pairs,
                std::int64_t position,

@@ -42,13 +42,13 @@ CpuFeatures detect() {
   CpuFeatures f;
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || !has_bit(c, 27)) return f;  // OSXSAVE
-  const bool fma = has_bit(c, 12);
+  const bool fma = has_bit(c, 12), f16c = has_bit(c, 29);
   const unsigned long long states = saved_states();
   const bool ymm = (states & 0x6) == 0x6, zmm = (states & 0xe6) == 0xe6,
              tiles = (states & 0x60000) == 0x60000;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return f;
   const unsigned deepest = a;
-  f.avx2 = ymm && fma && has_bit(b, 5);
+  f.avx2 = ymm && fma && f16c && has_bit(b, 5);
   f.avx512 = f.avx2 && zmm && has_bit(b, 16) && has_bit(b, 17) && has_bit(b, 30) && has_bit(b, 31);
   f.avx512_vbmi = f.avx512 && has_bit(c, 1);
   f.avx512_vnni = f.avx512 && has_bit(c, 11);

@@ -4,7 +4,7 @@ namespace lexico::kernels {
 
 /// What this CPU and its operating system let a program use. All false where the CPU is not x86-64.
 struct CpuFeatures {
-  bool avx2 = false;         ///< AVX2 and FMA
+  bool avx2 = false;         ///< AVX2, FMA and F16C
   bool avx512 = false;       ///< AVX-512 F, BW, DQ, VL
   bool avx512_bf16 = false;  ///< BF16 dot products
   bool avx512_vbmi = false;  ///< byte permutations
