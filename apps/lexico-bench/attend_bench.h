@@ -28,8 +28,9 @@ class AttendCase {
   ~AttendCase();
   AttendCase(AttendCase&&) noexcept;
 
-  /// Milliseconds of one call, the mean of at least `least_ms` of them.
-  double time(double least_ms);
+  /// Milliseconds of one call, the mean over at least `least_ms` of them.
+  /// @param processor  processor time of all threads in place of wall time
+  double time(double least_ms, bool processor);
 
   std::int64_t context() const;
   int sparsity() const;
