@@ -130,7 +130,6 @@ int attend(const AttendConfig& config) {
       cases.emplace_back(bench, context, sparsity);
     }
   }
-  for (AttendCase& c : cases) c.time(0, false);  // scratch is made
   std::vector<std::vector<double>> times(cases.size());
   std::string line;
   for (int round = 0; round < config.repeats; ++round) {

@@ -121,7 +121,8 @@ double worst_error(const Layer& layer, std::int64_t coded, int exact, bool half 
       {exact_vectors[0].data(), exact_vectors[1].data(), std::int64_t{exact} * kDim, exact}};
   const std::vector<float> queries = normals(kHeads * kGroup * kDim, 60);
   std::vector<float> out(queries.size());
-  attention.attend({sequence}, queries.data(), out.data());
+  AttentionScratch scratch;
+  attention.attend({sequence}, queries.data(), out.data(), scratch);
 
   double worst = 0;
   for (int head = 0; head < kHeads * kGroup; ++head) {
@@ -219,7 +220,8 @@ TEST(LayerAttention, CopiesOfCodesGoTheirOwnWay) {
   const std::vector<float> queries = normals(kHeads * kGroup * kDim, 60);
   const auto attend = [&](const CodedVectors& k, const CodedVectors& v) {
     std::vector<float> out(queries.size());
-    attention.attend({{&k, &v, 0, {}}}, queries.data(), out.data());
+    AttentionScratch scratch;
+    attention.attend({{&k, &v, 0, {}}}, queries.data(), out.data(), scratch);
     return out;
   };
   const std::vector<float> before = attend(keys, values);

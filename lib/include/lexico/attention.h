@@ -58,6 +58,12 @@ struct ExactTokens {
   int tokens = 0;
 };
 
+/// What attention works in; grows as needed. The layers of a model, taken one after another, share
+/// one.
+struct AttentionScratch {
+  std::vector<char> memory;
+};
+
 /// Decode attention of one layer over codes and exact tokens (docs/attention.md): one query per
 /// head and sequence, softmax over all tokens together. The cache is never made dense.
 class LayerAttention {
@@ -93,14 +99,15 @@ class LayerAttention {
   /// @param queries   [sequences, kv_heads * group, dim], after RoPE.
   /// @param out       likewise. A sequence without tokens gives zeros; a NaN stays in its head.
   /// @param log_sums  nullptr, or [sequences, kv_heads * group]: log of the sum of e^score.
-  /// One caller at a time. The result of a sequence depends on neither threads nor other sequences.
+  /// Callers with scratch of their own may call at the same time. The result of a sequence depends
+  /// on neither threads nor other sequences.
   /// @throws InvalidArgument naming the sequence whose counts differ or whose codes are of another
   /// layer; ResourceError if there is no memory for scratch.
   void attend(const std::vector<Sequence>& sequences,
               const float* queries,
               float* out,
-              float* log_sums = nullptr);
-  std::size_t workspace_bytes() const;  ///< scratch so far
+              AttentionScratch& scratch,
+              float* log_sums = nullptr) const;
 
  private:
   struct Impl;

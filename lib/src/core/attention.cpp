@@ -318,7 +318,6 @@ struct LayerAttention::Impl {
   std::vector<float> frequencies;
   kernels::KeyRotation rotation;
   bool rotates = false;
-  std::vector<char> workspace;
 };
 
 LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
@@ -373,13 +372,13 @@ LayerAttention::~LayerAttention() = default;
 
 CodedVectors LayerAttention::coded_keys() const { return CodedVectors(impl_->keys); }
 CodedVectors LayerAttention::coded_values() const { return CodedVectors(impl_->values); }
-std::size_t LayerAttention::workspace_bytes() const { return impl_->workspace.size(); }
 
 void LayerAttention::attend(const std::vector<Sequence>& sequences,
                             const float* queries,
                             float* out,
-                            float* log_sums) {
-  Impl& impl = *impl_;
+                            AttentionScratch& scratch,
+                            float* log_sums) const {
+  const Impl& impl = *impl_;
   const std::size_t count = sequences.size();
   std::vector<kernels::AttentionSequence> coded(count);
   std::vector<std::vector<const std::uint8_t*>> pages(2 * count);
@@ -431,11 +430,11 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
   p.threads = impl.options.threads;
   const std::size_t bytes = kernels::cpu::attention_workspace_bytes(p);
   try {
-    if (impl.workspace.size() < bytes) impl.workspace.resize(bytes);
+    if (scratch.memory.size() < bytes) scratch.memory.resize(bytes);
   } catch (const std::bad_alloc&) {
     throw ResourceError("attention: no memory for " + std::to_string(bytes) + " bytes of scratch");
   }
-  throw_if_failed(kernels::cpu::attention(p, impl.workspace.data()), "attention");
+  throw_if_failed(kernels::cpu::attention(p, scratch.memory.data()), "attention");
 }
 
 }  // namespace lexico
