@@ -28,7 +28,7 @@ const AttentionLevel& level_in_use() {
   // One setting for all kernels: pursuit's level, or the best one here that needs no more.
 #if defined(__x86_64__)
   const std::string_view name = pursuit_level();
-  if (name.starts_with("avx512")) return kAvx512Attention;
+  if (name.starts_with("avx512") || name == "amx") return kAvx512Attention;
   if (name == "avx2") return kAvx2Attention;
 #endif
   return kGenericAttention;
