@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for both: who waits for its turn does not keep a core busy
+import torch  # noqa: E402  (reads it)
 
 FORMS = {
     "rows": lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q.view(k.shape[0], k.shape[1], -1, k.shape[3]), k, v),
@@ -136,7 +137,6 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for attend.json and attend.svg")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # who waits for its turn does not keep a core busy
     ours = [Ours(args, stage, list_) for stage, list_ in (("post_rope", args.sparsity), ("pre_rope", args.pre_rope_sparsity)) if list_]
     dense = [Dense(args, context, dtype) for dtype in DTYPES for context in args.context]
     for _ in range(args.rounds):
