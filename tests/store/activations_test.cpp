@@ -13,6 +13,8 @@
 #include <limits>
 
 #include "lexico/error.h"
+#include "lexico/rope.h"
+#include "store/half.h"
 #include "store/sample_activations.h"
 #include "support/message_of.h"
 #include "support/temporary_folder.h"
