@@ -205,7 +205,7 @@ constexpr const char* kUsage =
     "Usage: lexico-bench encode|attend [options]\n\n"
     "  encode    sparse coding: vectors per second, error, memory\n"
     "  attend    attention on codes: time per token and layer\n\n"
-    "lexico-bench encode --help lists the options.\n";
+    "lexico-bench encode --help and attend --help list the options.\n";
 
 int main_body(int argc, char** argv) {
   const std::string_view command = argc > 1 ? argv[1] : "";

@@ -20,7 +20,7 @@ namespace {
 using report::Coder;
 
 constexpr std::int64_t kRowsBetweenStops = 4096;
-constexpr int kTrellisStates = 8;  // of fitted codes
+constexpr int kMostAtoms = 8, kTrellisStates = 8;  // of fitted codes
 
 std::string place_name(int layer, Kind kind) {
   return "layer " + std::to_string(layer) + " " + name_of(kind);
@@ -227,7 +227,7 @@ class Fitter {
     for (const double rate : rates_.bits_per_number) {
       stop_if_asked();
       CodeFitOptions fit;
-      fit.max_atoms = std::min({options_.sparsities.back(), dictionary.dim, dictionary.num_atoms});
+      fit.max_atoms = std::min({kMostAtoms, dictionary.dim, dictionary.num_atoms});
       fit.weight_bits = 0;
       fit.scale_bits = -1;
       fit.states = kTrellisStates;

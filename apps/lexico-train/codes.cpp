@@ -15,9 +15,11 @@
 namespace lexico::apps {
 namespace {
 
-constexpr int kMostAtoms = 8;      // that a code may have
-constexpr int kDefaultBits = 208;  // of a vector: what the published format takes at s = 8
+constexpr int kMostAtoms = 8;  // that a code may have
 constexpr int kBlocks = 16;  // of neighbouring rows, spread over the data: what codes are fitted on
+
+/// What the published format takes at s = 8; fewer for short vectors, 13 bits for 4 numbers.
+int default_bits(int dim) { return std::min(208, 13 * dim / 4); }
 
 /// Rates of which a budget may choose one, as parts of the mean.
 constexpr double kRates[] = {0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0};
@@ -168,6 +170,20 @@ void CodeConfig::validate() const {
     throw InvalidArgument("code_vectors is " + std::to_string(code_vectors) + ", must be >= 256");
 }
 
+void CodeConfig::require_room(int num_atoms, double vectors_per_token) const {
+  constexpr int kLeastWeightBits = 2;
+  const int least = index_bits(num_atoms) + kLeastWeightBits;
+  const double bytes = (least + 7) / 8 * vectors_per_token;
+  if (bits > 0 && bits < least)
+    throw InvalidArgument("bits is " + std::to_string(bits) +
+                          ", must be >= " + std::to_string(least) + ": one atom and its weight");
+  if (bytes_per_token > 0 && bytes_per_token < bytes)
+    throw InvalidArgument("bytes_per_token is " + value_text(bytes_per_token) +
+                          ", must be at least " + value_text(bytes) +
+                          ": one atom and its weight in each of " + value_text(vectors_per_token) +
+                          " vectors");
+}
+
 std::string CodeConfig::resolved_coding(const std::string& recipe) const {
   if (coding != "auto") return coding;
   return recipe == "lexico" ? "fp8-int16" : "packed";
@@ -191,7 +207,7 @@ void fit_formats(DictionarySet& set,
   if (config.bytes_per_token > 0)
     fitter.shared_out(config.bytes_per_token);
   else
-    fitter.equal_bits(config.bits > 0 ? config.bits : kDefaultBits);
+    fitter.equal_bits(config.bits > 0 ? config.bits : default_bits(data.info().head_dim));
 }
 
 }  // namespace lexico::apps

@@ -27,8 +27,8 @@ struct CodeConfig {
           "published), exact (no format), or auto: fp8-int16 for recipe lexico, else packed");
     visit("bits",
           self.bits,
-          "packed: bits of a vector; 0: as many as the published format takes at this sparsity, 24 "
-          "s + 16");
+          "packed: bits of a vector; 0: 208, what the published format takes for 8 atoms, or 3.25 "
+          "a number if that is less");
     visit("bytes_per_token",
           self.bytes_per_token,
           "packed: bytes of a token, keys and values of all layers and KV heads together, shared "
@@ -45,6 +45,9 @@ struct CodeConfig {
 
   /// @throws InvalidArgument naming the option, its value and its bound.
   void validate() const;
+  /// Before anything is trained. @throws InvalidArgument if not even one atom of `num_atoms` fits a
+  /// vector.
+  void require_room(int num_atoms, double vectors_per_token) const;
   /// "packed", "fp8-int16" or "exact".
   std::string resolved_coding(const std::string& recipe) const;
 };

@@ -584,6 +584,11 @@ int train(const Config& config,
   choose_key_stage(reader, config);
   const ActivationInfo& info = reader.info();
   const std::vector<TrainTarget> targets = targets_of(config, info);
+  double vectors_per_token = 0;
+  for (const TrainTarget& target : targets)
+    vectors_per_token +=
+        static_cast<double>(1 + target.more_layers.size()) * (target.head < 0 ? info.kv_heads : 1);
+  config.codes.require_room(config.train.num_atoms, vectors_per_token);
 
   std::unique_ptr<ActivationReader> other;
   std::int64_t training_rows = reader.num_rows();
@@ -713,6 +718,7 @@ int train(const Config& config,
 
 int run(int argc, char** argv) {
   Config config;
+  config.train.sparsity = 0;
   std::vector<Option> options = options_of(config);
   const ProgramInfo program{
       "lexico-train",
@@ -728,6 +734,8 @@ int run(int argc, char** argv) {
       {{"output", "-o"}, {"data", "-d"}},
       ""};
   if (!parse_command_line(program, options, argc, argv)) return 0;
+  if (config.train.sparsity == 0)
+    config.train.sparsity = config.codes.resolved_coding(config.train.recipe) == "packed" ? 3 : 8;
   config.validate();
   watch_stop_signals();
   return train(config, options, typed_command(argc, argv));

@@ -259,8 +259,17 @@ std::string verdict(const EvaluationReport& report) {
     }
     return join(parts, ", ");
   };
-  std::string line = "s=" + std::to_string(s) + ": relative error " + errors_at(s, has_in) +
-                     (has_in ? " in domain" : " out of domain");
+  std::string line;
+  std::vector<std::string> coded;  // in the dictionary's own format
+  for (const Kind kind : kBothKinds) {
+    const std::vector<RatePoint> own = rate_line(report, dictionary->name, kind, has_in);
+    if (own.size() == 1)
+      coded.push_back(
+          print("%s %s at %d bits", name_of(kind), short_error(own[0].error).c_str(), own[0].bits));
+  }
+  if (!coded.empty()) line = "as stored: relative error " + join(coded, ", ") + "; ";
+  line += "s=" + std::to_string(s) + ": relative error " + errors_at(s, has_in) +
+          (has_in ? " in domain" : " out of domain");
   const double ratio = out_over_in(report, dictionary->name, s);
   if (std::isfinite(ratio)) {
     line += "; out of domain " + print("%.2fx", ratio);

@@ -54,7 +54,8 @@ struct TrainConfig {
     visit("num_atoms", self.num_atoms, "atoms per dictionary (the paper's N)");
     visit("sparsity",
           self.sparsity,
-          "atoms per vector while training (the paper's s): train with what will be used");
+          "atoms per vector while training (the paper's s): train with what will be used; "
+          "lexico-train, 0: 3 where a residual code follows (coding packed), else 8");
     visit("key_sparsity", self.key_sparsity, "of keys alone; 0: sparsity");
     visit("value_sparsity", self.value_sparsity, "of values alone; 0: sparsity");
     visit("selection",

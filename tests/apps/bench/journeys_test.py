@@ -135,7 +135,7 @@ def test_bad_input_is_named(case, tmp_path):
 
 
 def test_help_teaches():
-    assert "lexico-bench encode [options]" in run("--help").stdout
+    assert "lexico-bench encode|attend [options]" in run("--help").stdout
     out = run("encode", "--help").stdout
     assert "--selection" in out and "Examples:" in out and "avx512vnni, amx" in out
     assert run("--version").stdout.startswith("lexico-bench ")

@@ -96,6 +96,44 @@ def report(home):
     return report_of("--dictionary", home / "run", *measure(home))
 
 
+def test_coders_are_compared_at_equal_bits(home):
+    found = report_of("--dictionary", home / "run", *measure(home), "--fit", home / "code.h5", "--bits", "2,3", "--fit-vectors", 1024)
+    lines = {}
+    for rate in found["rates"]:
+        if (rate["dataset"], rate["layer"], rate["kind"]) == ("wiki", 0, "keys"):
+            lines.setdefault(rate["coder"], {})[rate["bits_per_vector"]] = rate["mean"]
+    assert set(lines) == {"dictionary, fp8-int16", "dictionary, fitted", "PCA transform coding", "rotation + Lloyd-Max", "min/max"}
+    assert set(lines["dictionary, fitted"]) == set(lines["PCA transform coding"]) == {2 * DIM, 3 * DIM}
+    assert set(lines["dictionary, fp8-int16"]) == {24 * s + 16 for s in (2, 4, 8)}
+    for coder, line in lines.items():
+        errors = [line[bits] for bits in sorted(line)]
+        assert errors == sorted(errors, reverse=True) and 0 < errors[-1] < 1, coder
+    before = {r["sparsity"]: r["mean"] for r in rows_of(found, dataset="wiki", layer=0, kind="keys", coder="dictionary")}
+    for s in (2, 4):  # rounding to 8 bits costs little
+        assert before[s] <= lines["dictionary, fp8-int16"][24 * s + 16] * 1.0001 < before[s] * 1.1
+    base = ["--dictionary", home / "run", *measure(home)]
+    fails(2, "sparse_autoencoder needs data", arguments=[*base, "--sparse-autoencoder"])
+    fails(2, "perplexity needs text", arguments=[*base, "--perplexity"])
+    fails(2, "bits is 0", arguments=[*base, "--bits", 0])
+
+
+def test_moved_keys_are_another_data_set_and_need_a_rope(home):
+    rope = json.dumps({"kind": "default", "layout": "half", "rotary_dim": DIM, "attention_scaling": 1.0,
+                       "inverse_frequencies": [10.0 ** -(i / 4) for i in range(DIM // 2)]})  # fmt: skip
+    known = activations.write(home / "known.h5", tokens=300, dim=DIM, rope=rope)
+    write_dictionaries(home / "pre", key_stage="pre_rope")
+    base = ["--data", f"wiki={known}", "--sparsity", "4", "--position-offset", 1000, "--no-baselines"]
+    found = report_of("--dictionary", f"post={home / 'run'}", f"pre={home / 'pre'}", *base)
+    error = {(r["dataset"], r["coder"]): r["mean"] for r in found["rows"] if (r["layer"], r["kind"]) == (0, "keys")}
+    assert error["wiki+1000", "pre"] == pytest.approx(error["wiki", "pre"], rel=1e-3)
+    assert error["wiki+1000", "post"] != pytest.approx(error["wiki", "post"], rel=1e-3)
+    assert not rows_of(found, dataset="wiki+1000", kind="values")
+    summary = next(s for s in found["summary"] if s["coder"] == "post")
+    both = [r["mean"] for r in rows_of(found, dataset="wiki", coder="post", kind="keys")]
+    assert summary["in_domain"]["keys"] == pytest.approx(np.mean(both))  # moved sets are in no domain's mean
+    fails(3, "no RoPE", arguments=["--dictionary", home / "run", "--data", home / "wiki.h5", "--sparsity", 4, "--position-offset", 10])
+
+
 @pytest.mark.parametrize("max_vectors", [0, 500])
 def test_errors_are_those_of_scikit_learn(home, tmp_path, max_vectors):
     pytest.importorskip("sklearn")

@@ -60,6 +60,41 @@ def test_a_run_leaves_all_its_files_and_nothing_else(finished):
     assert "s=3" in done.stdout.strip().splitlines()[-1]  # the verdict comes last
 
 
+PACKED = [*SMALL[:-2], "--code-vectors", "1024"]
+
+
+def rate_of(report, layer, kind):
+    return next(r for r in report["rates"] if (r["layer"], r["kind"]) == (layer, kind))
+
+
+def test_codes_are_fitted_and_reported_whatever_the_threads(data, tmp_path):
+    for threads in (1, 2):
+        out = tmp_path / f"run{threads}"
+        done = run("--data", data, "--output", out, *PACKED, "--bits", 40, "--threads", threads)
+        report = json.loads((out / "report.json").read_text())
+        assert all(r["bits_per_vector"] == 40 and r["mean"] < 1 for r in report["rates"]) and len(report["rates"]) == 4
+        # More bits than two atoms and their weights take: the residual code is used, and pays.
+        two = next(r["mean"] for r in report["rows"] if (r["layer"], r["kind"], r["sparsity"]) == (0, "keys", 1))
+        assert rate_of(report, 0, "keys")["mean"] < two
+        assert "as stored: relative error keys" in done.stdout.strip().splitlines()[-1]
+        assert len(atoms(out)) > 4  # the tables of the codes as well
+    one, two = ({k: v.tobytes() for k, v in atoms(tmp_path / f"run{t}").items()} for t in (1, 2))
+    assert one == two
+
+
+def test_a_budget_is_kept_and_better_than_equal_shares(data, tmp_path):
+    # 2 layers x 2 kinds x 2 heads: 5 bytes a vector on average.
+    run("--data", data, "--output", tmp_path / "shared", *PACKED, "--bytes-per-token", 40)
+    run("--data", data, "--output", tmp_path / "equal", *PACKED, "--bits", 40)
+    shared, equal = (json.loads((tmp_path / n / "report.json").read_text())["rates"] for n in ("shared", "equal"))
+    assert sum(r["bits_per_vector"] for r in shared) <= 160
+    assert sum(r["mean"] ** 2 for r in shared) <= 1.03 * sum(r["mean"] ** 2 for r in equal)
+    fails(2, "bits is 5, must be >= 8", "--data", data, "--output", tmp_path / "poorer", *PACKED, "--bits", 5)
+    fails(2, "bytes_per_token is 1, must be at least 8", "--data", data, "--output", tmp_path / "poor", *PACKED, "--bytes-per-token", 1)
+    fails(2, "bits and bytes_per_token both", "--data", data, "--output", tmp_path / "x", *PACKED, "--bits", 40, "--bytes-per-token", 40)
+    fails(2, "coding is 'zip'", "--data", data, "--output", tmp_path / "x", *SMALL[:-1], "zip")
+
+
 def test_python_reads_both_dictionaries_and_they_agree(finished):
     out, _ = finished
     published = torch.load(out / "dictionary.pt", weights_only=True)
