@@ -335,14 +335,11 @@ std::string effect_on_the_model(const View& view) {
   const EvaluationReport& report = view.report;
   std::vector<Panel> panels;
   std::vector<std::pair<Style, std::string>> entries;
-  std::vector<std::string> datasets, coders;
-  for (const CacheEffectRow& row : report.cache_effects) {
+  std::vector<std::string> datasets;
+  for (const CacheEffectRow& row : report.cache_effects)
     if (std::find(datasets.begin(), datasets.end(), row.dataset) == datasets.end())
       datasets.push_back(row.dataset);
-    if (std::find(coders.begin(), coders.end(), row.coder) == coders.end())
-      coders.push_back(row.coder);
-  }
-  std::string table;
+  const std::vector<std::string> coders = rate_coders(report);  // the colours of the chart above
   for (const std::string& dataset : datasets) {
     Panel panel;
     panel.title = dataset;
@@ -371,6 +368,7 @@ std::string effect_on_the_model(const View& view) {
       std::sort(series.points.begin(), series.points.end(), [](const Point& a, const Point& b) {
         return a.x < b.x;
       });
+      if (series.points.empty()) continue;
       if (dataset == datasets.front()) entries.emplace_back(series.style, coders[i]);
       panel.series.push_back(series);
     }
