@@ -120,6 +120,8 @@ int evaluate(const EvalConfig& config, const std::string& command) {
   if (config.dry_run) {
     for (const std::string& note : notes) log_warning(note);
     print_plan(contenders, sources, options, config.json);
+    if (fit || config.perplexity)
+      log_info("fitting codes, comparing them at equal bits and perplexity are not in this time");
     return 0;
   }
 

@@ -46,9 +46,9 @@ struct TrainStep {
   double relative_error = 0;  ///< mean of |x - D y| / (|x| + 1e-8) over batch and dictionaries
   std::vector<double> relative_errors;  ///< the same, of each dictionary; without a usable vector
                                         ///< in the batch, that of the step before
-  std::int64_t bad_vectors = 0;      ///< vectors with NaN or Inf met so far, left out
-  std::int64_t skipped_batches = 0;  ///< of one dictionary, with no other vectors; so far
-  std::int64_t revived_atoms = 0;    ///< so far
+  std::int64_t bad_vectors = 0;         ///< vectors with NaN or Inf met so far, left out
+  std::int64_t skipped_batches = 0;     ///< of one dictionary, with no other vectors; so far
+  std::int64_t revived_atoms = 0;       ///< so far
 };
 
 class TrainObserver {
@@ -86,8 +86,9 @@ class Trainer {
 
   const TrainConfig& config() const;  ///< resolved; of a budget in minutes once it is known
 
-  /// Trains until the budget is used or the observer wants to stop. The next batch is read while a
-  /// step runs. @returns whether the budget is used.
+  /// Trains until the budget is used or the observer wants to stop; the stream is read in the
+  /// background meanwhile, and not after it returns. The next batch is read while a step runs.
+  /// @returns whether the budget is used.
   /// @throws IoError if a dictionary meets nothing but NaN and Inf from the start, or vectors too
   /// large to square; Diverged.
   bool run(TrainObserver& observer);

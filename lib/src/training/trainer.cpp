@@ -575,6 +575,7 @@ bool Trainer::run(TrainObserver& observer) {
     observer.on_step(done);
     if (observer.wants_stop()) break;
   }
+  if (impl_->reading.valid()) impl_->reading.wait();  // the stream is the caller's again
   return impl_->budget_known() && impl_->step >= impl_->num_steps();
 }
 
