@@ -347,6 +347,12 @@ std::string to_yaml(const std::vector<Option>& options) {
 
 const char* lexico_version() { return LEXICO_VERSION; }
 
+void at_least(const char* key, std::int64_t value, std::int64_t least) {
+  if (value < least)
+    throw InvalidArgument(std::string(key) + " is " + std::to_string(value) +
+                          ", must be >= " + std::to_string(least));
+}
+
 std::vector<int> parse_layers(const std::string& text, int num_layers) {
   std::vector<int> layers;
   const auto number = [&](const std::string& part) {

@@ -111,6 +111,9 @@ std::string to_yaml(const std::vector<Option>& options);
 /// The version of lexico itself, "0.1.0".
 const char* lexico_version();
 
+/// @throws InvalidArgument "KEY is VALUE, must be >= LEAST" if it is less.
+void at_least(const char* key, std::int64_t value, std::int64_t least);
+
 /// "all", "3", "0,2,5-7" -> ascending layer numbers below num_layers. @throws InvalidArgument
 /// naming text and bound.
 std::vector<int> parse_layers(const std::string& text, int num_layers);

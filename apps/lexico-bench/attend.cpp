@@ -61,11 +61,6 @@ struct AttendConfig {
   }
 
   void validate() const {
-    const auto at_least = [](const char* name, std::int64_t value, std::int64_t bound) {
-      if (value < bound)
-        throw InvalidArgument(std::string(name) + " is " + std::to_string(value) +
-                              ", must be >= " + std::to_string(bound));
-    };
     if (context.empty()) throw InvalidArgument("context is empty, must be at least one number");
     if (sparsity.empty()) throw InvalidArgument("sparsity is empty, must be at least one number");
     for (const std::int64_t tokens : context) at_least("context", tokens, 1);

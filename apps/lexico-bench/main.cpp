@@ -63,11 +63,6 @@ struct Config {
   }
 
   void validate() const {
-    const auto at_least = [](const char* name, std::int64_t value, std::int64_t bound) {
-      if (value < bound)
-        throw InvalidArgument(std::string(name) + " is " + std::to_string(value) +
-                              ", must be >= " + std::to_string(bound));
-    };
     at_least("num_signals", num_signals, case_file.empty() ? 1 : 0);
     at_least("num_atoms", num_atoms, 1);
     at_least("dim", dim, 1);

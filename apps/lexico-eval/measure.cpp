@@ -207,6 +207,16 @@ const float* StagedRows::at(KeyStage stage) {
   return staged.data();
 }
 
+std::vector<float> rows_of_head(
+    const float* rows, std::int64_t tokens, int heads, int head, int dim) {
+  std::vector<float> out;
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    const float* row = rows + (token * heads + head) * dim;
+    out.insert(out.end(), row, row + dim);
+  }
+  return out;
+}
+
 void for_each_dictionary(
     const DictionarySet& set,
     int layer,
@@ -216,19 +226,13 @@ void for_each_dictionary(
     std::int64_t tokens,
     const std::function<void(const Dictionary&, const float*, std::int64_t)>& body) {
   if (const Dictionary* all = set.find(layer, kind)) return body(*all, rows, tokens * heads);
-  std::vector<float> of_head;
   for (int head = 0; head < heads; ++head) {
     const Dictionary* dictionary = set.find(layer, kind, head);
     if (!dictionary)
       throw IoError("layer " + std::to_string(layer) + " " + name_of(kind) +
                     ": there is no dictionary for KV head " + std::to_string(head) + " of " +
                     std::to_string(heads));
-    of_head.clear();
-    for (std::int64_t token = 0; token < tokens; ++token) {
-      const float* row = rows + (token * heads + head) * dictionary->dim;
-      of_head.insert(of_head.end(), row, row + dictionary->dim);
-    }
-    body(*dictionary, of_head.data(), tokens);
+    body(*dictionary, rows_of_head(rows, tokens, heads, head, dictionary->dim).data(), tokens);
   }
 }
 

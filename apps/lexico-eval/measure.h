@@ -57,6 +57,10 @@ class StagedRows {
   std::vector<float> staged_[2];
 };
 
+/// Those of one KV head among rows [tokens * heads, dim].
+std::vector<float> rows_of_head(
+    const float* rows, std::int64_t tokens, int heads, int head, int dim);
+
 /// Calls `body` with the dictionary of a layer and kind and all rows [tokens * heads, dim], or with
 /// that of each KV head and its rows. @throws IoError naming the head that has none.
 void for_each_dictionary(

@@ -282,17 +282,6 @@ void add_errors(const float* x, const float* back, std::int64_t rows, int dim, E
   }
 }
 
-/// The rows of one KV head.
-std::vector<float> rows_of_head(
-    const float* rows, std::int64_t tokens, int heads, int head, int dim) {
-  std::vector<float> out;
-  for (std::int64_t token = 0; token < tokens; ++token) {
-    const float* row = rows + (token * heads + head) * dim;
-    out.insert(out.end(), row, row + dim);
-  }
-  return out;
-}
-
 void measure_source(const std::vector<RateCoder>& coders,
                     NamedSource& source,
                     const MeasureOptions& options,

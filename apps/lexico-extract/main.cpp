@@ -22,11 +22,6 @@
 namespace lexico::apps {
 
 void ExtractConfig::validate() const {
-  const auto at_least = [](const char* key, std::int64_t value, std::int64_t least) {
-    if (value < least)
-      throw InvalidArgument(std::string(key) + " is " + std::to_string(value) +
-                            ", must be >= " + std::to_string(least));
-  };
   const auto one_of =
       [](const char* key, const std::string& value, std::initializer_list<const char*> known) {
         std::string list;

@@ -15,47 +15,47 @@ using ConstMatrix = Eigen::Map<const RowMatrix>;
 
 constexpr std::int64_t kPiece = 4096;  // rows multiplied at once
 
-}  // namespace
-
-void Transform::forward(float* vectors, std::int64_t rows, int dim, int first_head) const {
-  if (is_identity()) return;
+/// Calls `change(rows, head)` with the rows of one head at a time, a piece at a time, as a matrix
+/// in place.
+template <typename Change>
+void for_each_head(
+    float* vectors, std::int64_t rows, int dim, int heads, int first_head, const Change& change) {
   for (int offset = 0; offset < heads && offset < rows; ++offset) {
-    const int head = (first_head + offset) % heads;
-    const float* middle = mean.empty() ? nullptr : mean.data() + std::ptrdiff_t{head} * dim;
     const std::int64_t count = (rows - offset + heads - 1) / heads;
     for (std::int64_t first = 0; first < count; first += kPiece) {
-      const std::int64_t n = std::min(kPiece, count - first);
-      Strided x(vectors + (offset + first * heads) * dim,
-                n,
-                dim,
-                Eigen::OuterStride<>(std::ptrdiff_t{heads} * dim));
-      if (middle != nullptr) x.rowwise() -= Eigen::Map<const Eigen::RowVectorXf>(middle, dim);
-      if (!map.empty())
-        x = (x * ConstMatrix(map.data() + std::ptrdiff_t{head} * dim * dim, dim, dim).transpose())
-                .eval();
+      Strided piece(vectors + (offset + first * heads) * dim,
+                    std::min(kPiece, count - first),
+                    dim,
+                    Eigen::OuterStride<>(std::ptrdiff_t{heads} * dim));
+      change(piece, (first_head + offset) % heads);
     }
   }
 }
 
+/// The mean of one head, or its map, out of those of all.
+Eigen::Map<const Eigen::RowVectorXf> mean_of(const std::vector<float>& all, int head, int dim) {
+  return {all.data() + std::ptrdiff_t{head} * dim, dim};
+}
+ConstMatrix map_of(const std::vector<float>& all, int head, int dim) {
+  return {all.data() + std::ptrdiff_t{head} * dim * dim, dim, dim};
+}
+
+}  // namespace
+
+void Transform::forward(float* vectors, std::int64_t rows, int dim, int first_head) const {
+  if (is_identity()) return;
+  for_each_head(vectors, rows, dim, heads, first_head, [&](Strided& x, int head) {
+    if (!mean.empty()) x.rowwise() -= mean_of(mean, head, dim);
+    if (!map.empty()) x = (x * map_of(map, head, dim).transpose()).eval();
+  });
+}
+
 void Transform::backward(float* vectors, std::int64_t rows, int dim, int first_head) const {
   if (is_identity()) return;
-  for (int offset = 0; offset < heads && offset < rows; ++offset) {
-    const int head = (first_head + offset) % heads;
-    const float* middle = mean.empty() ? nullptr : mean.data() + std::ptrdiff_t{head} * dim;
-    const std::int64_t count = (rows - offset + heads - 1) / heads;
-    for (std::int64_t first = 0; first < count; first += kPiece) {
-      const std::int64_t n = std::min(kPiece, count - first);
-      Strided z(vectors + (offset + first * heads) * dim,
-                n,
-                dim,
-                Eigen::OuterStride<>(std::ptrdiff_t{heads} * dim));
-      if (!back_map.empty())
-        z = (z *
-             ConstMatrix(back_map.data() + std::ptrdiff_t{head} * dim * dim, dim, dim).transpose())
-                .eval();
-      if (middle != nullptr) z.rowwise() += Eigen::Map<const Eigen::RowVectorXf>(middle, dim);
-    }
-  }
+  for_each_head(vectors, rows, dim, heads, first_head, [&](Strided& z, int head) {
+    if (!back_map.empty()) z = (z * map_of(back_map, head, dim).transpose()).eval();
+    if (!mean.empty()) z.rowwise() += mean_of(mean, head, dim);
+  });
 }
 
 std::vector<float> head_means(const float* vectors, std::int64_t rows, int dim, int heads) {
