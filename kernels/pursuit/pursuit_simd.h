@@ -30,6 +30,10 @@ constexpr int kGramSlots = 2;
 // Candidates of one pick are often those of the next: what is known of |P_perp d|^2, by the last
 // bits of the index.
 constexpr int kKnown = 512;
+// An atom is near the span once |P_perp d|^2 is below so many times its error; so many are
+// followed.
+constexpr float kNearSpan = 16;
+constexpr std::size_t kMaxNearSpan = 1024;
 
 struct Known {
   std::uint32_t signal;      // of all that this memory served
@@ -37,11 +41,13 @@ struct Known {
   float outside;             // |P_perp d|^2, from fp32 atoms
 };
 
-// The candidates: all atoms that were among the largest |d.r| at some pick of this signal.
+// Atoms whose |P_perp d|^2 is followed by itself. OLS among candidates: the candidates, all atoms
+// that were among the largest |d.r| at some pick of this signal. OLS among all: those so near the
+// span that the screen, which knows it to within error_n, says nothing.
 struct Pool {
-  std::int32_t* atoms;     // [pool_size]
-  std::uint64_t* members;  // a bit for each atom
-  float* outside;          // [pool_size]: |P_perp d|^2 after `seen` atoms were taken
+  std::int32_t* atoms;    // [pool_size]
+  std::int32_t* members;  // a bit for each atom; among candidates only
+  float* outside;         // [pool_size]: |P_perp d|^2 after `seen` atoms were taken
   int count, seen;
 };
 
@@ -58,7 +64,7 @@ struct Signal {
   float* spread;         // n [padded_atoms]: |P_perp d|^2, OLS among all atoms only
   void* rows;            // q = D u of each atom so far (Gram), or of the newest (OLS)
   Known* known;          // [kKnown + 1], OLS only; the last counts signals
-  Pool pool;             // OLS among candidates only
+  Pool pool;             // OLS only
   float* group_best;     // [chunks * kLanes], with fresh correlations
   std::int32_t refused[kMaxRefused];
   int num_refused, count, limit;
@@ -117,7 +123,9 @@ inline bool has_fresh_correlations(const PursuitShape& shape) {
 inline std::size_t pool_size(const PursuitShape& shape) {
   const std::size_t most = size(shape.candidates) * size(shape.max_atoms) + kMaxRefused,
                     all = size(shape.padded_atoms);
-  return shape.candidates == 0 ? 0 : (most < all ? most : all) + 64;
+  if (!shape.ols) return 0;
+  if (shape.candidates == 0) return (kMaxNearSpan < all ? kMaxNearSpan : all) + 64;
+  return (most < all ? most : all) + 64;
 }
 
 inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
@@ -157,7 +165,7 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
     signal.chosen = carver.take<std::int32_t>(atoms);
     signal.known = carver.take<Known>(shape.ols ? kKnown + 1 : 0);
     signal.pool.atoms = carver.take<std::int32_t>(pool_size(shape));
-    signal.pool.members = carver.take<std::uint64_t>(shape.candidates > 0 ? np / 64 : 0);
+    signal.pool.members = carver.take<std::int32_t>(shape.candidates > 0 ? np / 32 : 0);
     signal.pool.outside = carver.take<float>(pool_size(shape));
     signal.spread = carver.take<float>(is_full_ols(shape) ? np : 0);
     signal.rows = carver.take<char>(shape.gram           ? row_bytes(shape)
@@ -482,22 +490,24 @@ inline float score(const PursuitShape& shape,
   return ols_score(p, outside(shape, atoms, scratch, s, atom), atoms.norms2[atom]);
 }
 
-// What the screen knows of an exact score: it lies in [low, high].
+// An exact OLS score lies in [low, high].
 struct Bounds {
   float low, high;
 };
-inline Bounds bounds_of(const Signal& s, bool ols, int atom) {
-  const float size = magnitude(s.correlations[atom]), high = size + s.error_p,
-              low = size > s.error_p ? size - s.error_p : 0;
-  if (!ols) return {low, high};
-  const float n = s.spread[atom], least = 0.5f * kIndependent, room = n - s.error_n;
-  if (n + s.error_n < kIndependent) return {0, 0};
+inline Bounds ols_bounds(float p, float n, float error_p, float error_n) {
+  const float size = magnitude(p), high = size + error_p, low = size > error_p ? size - error_p : 0;
+  const float least = 0.5f * kIndependent, room = n - error_n;
+  if (n + error_n < kIndependent) return {0, 0};
   // An atom that may be in the span may score 0.
-  return {room < 2 * kIndependent ? 0 : low * low / (n + s.error_n),
+  return {room < 2 * kIndependent ? 0 : low * low / (n + error_n),
           high * high / (room > least ? room : least)};
 }
+// As the screen knows it.
+inline Bounds bounds_of(const Signal& s, int atom) {
+  return ols_bounds(s.correlations[atom], s.spread[atom], s.error_p, s.error_n);
+}
 
-// The same for the OLS scores of many.
+// The same for many.
 struct VectorBounds {
   Vec low, high;
 };
@@ -576,55 +586,36 @@ inline float largest_low(const PursuitShape& shape, const Signal& s) {
   return largest(best);
 }
 
-// The atom with the largest exact score (lowest index of equals). Only atoms whose bound reaches
-// the best lower bound are evaluated: most often there is one, and then its score need not be
-// known.
-inline Pick settle(const PursuitShape& shape,
-                   const PreparedAtoms& atoms,
-                   Scratch& scratch,
-                   const Signal& s,
-                   float floor) {
-  const bool ols = shape.ols;
+// The atom with the largest |d.r| (lowest index of equals). Only atoms whose bound reaches the best
+// lower bound are evaluated: most often there is one, and then its score need not be known.
+inline Pick settle_omp(const PursuitShape& shape,
+                       const PreparedAtoms& atoms,
+                       Scratch& scratch,
+                       const Signal& s,
+                       float floor) {
   const float peak = largest_group(scratch, num_chunks(shape) * kLanes);
-  float least = 0;  // a score that some atom reaches
-  if (ols) {
-    visit_atoms(
-        shape,
-        scratch,
-        s,
-        true,
-        [&] { return peak; },
-        [&](int atom) {
-          const float low = bounds_of(s, true, atom).low;
-          if (low > least) least = low;
-        });
-    // Atoms near the span may have the largest bounds and low scores: then it is better to look at
-    // all.
-    if (least < 0.5f * peak) least = largest_low(shape, s);
-  } else {
-    least = peak > s.error_p ? peak - s.error_p : 0;
-  }
+  float least = peak > s.error_p ? peak - s.error_p : 0;  // a score that some atom reaches
   int listed = 0, best = -1;
   float best_low = -1;
   const auto list = [&](int atom) {
-    const Bounds bounds = bounds_of(s, ols, atom);
-    if (bounds.high < least || (!ols && is_taken(s, atom))) return;  // with OLS their bound is 0
+    const float size = magnitude(s.correlations[atom]), high = size + s.error_p,
+                low = size > s.error_p ? size - s.error_p : 0;
+    if (high < least || is_taken(s, atom)) return;
     prefetch_row(shape, atoms, atom);
-    if (bounds.low > best_low) {
+    if (low > best_low) {
       best = listed;
-      best_low = bounds.low;
+      best_low = low;
     }
     scratch.shortlist[listed] = atom;
-    scratch.shortlist_scores[listed++] = bounds.high;
-    least = bounds.low > least ? bounds.low : least;
+    scratch.shortlist_scores[listed++] = high;
+    least = low > least ? low : least;
   };
-  // Vector passes know the OLS bound within 1e-3, and |p| without its error.
-  const auto in_reach = [&] { return ols ? least * (1 / 1.001f) : least - s.error_p; };
-  visit_atoms(shape, scratch, s, ols, in_reach, list);
+  const auto in_reach = [&] { return least - s.error_p; };
+  visit_atoms(shape, scratch, s, false, in_reach, list);
   if (best_low < least) {  // whatever reaches it is taken
     least = 0;
     listed = 0;
-    visit_atoms(shape, scratch, s, ols, in_reach, list);
+    visit_atoms(shape, scratch, s, false, in_reach, list);
   }
   Pick pick;
   if (listed == 0) return pick;
@@ -653,13 +644,13 @@ inline float value_reached_by(const Scratch& scratch, int groups, int wanted) {
 }
 
 inline void empty_pool(const PursuitShape& shape, Signal& s) {
-  if (shape.candidates == 0) return;
   s.pool.count = s.pool.seen = 0;
-  for (int i = 0; i < shape.padded_atoms / 64; ++i) s.pool.members[i] = 0;
+  if (shape.candidates == 0) return;
+  for (int i = 0; i < shape.padded_atoms / 32; ++i) s.pool.members[i] = 0;
 }
 
 inline bool is_in_pool(const Signal& s, int atom) {
-  return (s.pool.members[atom / 64] >> (atom % 64) & 1) != 0;
+  return (s.pool.members[atom / 32] >> (atom % 32) & 1) != 0;
 }
 
 // The value of rank `wanted` among `count` values, more than that, in whole vectors that end with
@@ -694,7 +685,7 @@ inline int list_largest(const PursuitShape& shape,
   const float positive = threshold > 0 ? threshold : 1e-30f;
   int listed = 0;
   if (shape.padded_atoms <= 8192) {
-    listed = list_reaching(s.correlations, shape.padded_atoms, positive, list, sizes);
+    listed = list_reaching(s.correlations, shape.padded_atoms, positive, list);
   } else {
     visit_atoms(
         shape,
@@ -702,38 +693,34 @@ inline int list_largest(const PursuitShape& shape,
         s,
         false,
         [&] { return positive; },
-        [&](int atom) {
-          list[listed] = atom;
-          sizes[listed++] = magnitude(s.correlations[atom]);
-        });
+        [&](int atom) { list[listed++] = atom; });
   }
   if (near_zero) {
     int left = 0;
     for (int i = 0; i < listed; ++i) {
-      if (is_taken(s, list[i])) continue;
-      list[left] = list[i];
-      sizes[left++] = sizes[i];
+      if (!is_taken(s, list[i])) list[left++] = list[i];
     }
     listed = left;
   }
   if (listed <= wanted) return listed;
-  store(sizes + listed, splat(-1));
+  store_int(list + listed, list[0] - VecInt{});  // the rest of a vector
+  for (int i = 0; i < listed; i += kLanes)
+    store(sizes + i, abs(load_at(s.correlations, load_int(list + i))));
+  store(sizes + listed, splat(-3e38f));
   const float last = value_of_rank(sizes, listed, wanted);
   // Those that the screen cannot tell from it are set apart.
   const Vec low = splat(last - 2 * s.error_p), high = splat(last + 2.001f * s.error_p);
   std::int32_t* const apart = scratch.places;
   int in = 0, unsure = 0;
-  bool matters = false;  // not if all of them are in the pool already
   for (int i = 0; i < listed; i += kLanes) {
     const Vec v = load(sizes + i);
+    const VecInt which = load_int(list + i);
     const unsigned above = mask_ge(v, high);
-    for (unsigned lanes = mask_ge(v, low) & ~above; lanes != 0; lanes &= lanes - 1) {
-      const int atom = apart[unsure++] = list[i + __builtin_ctz(lanes)];
-      matters = matters || !is_in_pool(s, atom);
-    }
-    for (unsigned lanes = above; lanes != 0; lanes &= lanes - 1)
-      list[in++] = list[i + __builtin_ctz(lanes)];
+    unsure += pack_lanes(apart + unsure, mask_ge(v, low) & ~above, which);
+    in += pack_lanes(list + in, above, which);
   }
+  bool matters = false;  // not if all of them are in the pool already
+  for (int i = 0; i < unsure; ++i) matters = matters || !is_in_pool(s, apart[i]);
   if (!matters) return in;
   const int room = wanted - in;
   if (unsure <= room) {
@@ -743,7 +730,7 @@ inline int list_largest(const PursuitShape& shape,
   float* const exact = scratch.exact;
   for (int i = 0; i < unsure; ++i)
     exact[i] = magnitude(dot(atom_row(shape, atoms, apart[i]), s.residual, shape.padded_dim));
-  store(exact + unsure, splat(-1));
+  store(exact + unsure, splat(-3e38f));
   const float least = value_of_rank(exact, unsure, room);
   for (int i = 0; i < unsure; ++i) {
     int before = 0;  // of equals the lowest indices are in
@@ -775,7 +762,7 @@ inline void follow_pool(
 inline void follow_pool(const PursuitShape& shape, const PreparedAtoms& atoms, Signal& s) {
   Pool& pool = s.pool;
   for (; pool.seen < s.count; ++pool.seen) {
-    if (shape.gram) {
+    if (shape.gram && shape.candidates > 0) {
       for (int i = 0; i < pool.count; i += kLanes) {
         const Vec part =
             rows_squared(shape, s.rows, load_int(pool.atoms + i), pool.seen, pool.seen + 1);
@@ -808,18 +795,142 @@ inline void add_to_pool(const PursuitShape& shape,
   Pool& pool = s.pool;
   const int listed = list_largest(shape, atoms, scratch, s), before = pool.count;
   int count = before;
-  for (int i = 0; i < listed; ++i) {
-    const unsigned atom = static_cast<unsigned>(scratch.shortlist[i]);
-    std::uint64_t& word = pool.members[atom / 64];
-    const std::uint64_t is_new = ~(word >> (atom % 64)) & 1;
-    word |= is_new << (atom % 64);
-    pool.atoms[count] = static_cast<std::int32_t>(atom);
-    count += static_cast<int>(is_new);
+  if (listed > 0) store_int(scratch.shortlist + listed, scratch.shortlist[0] - VecInt{});
+  for (int i = 0; i < listed; i += kLanes) {
+    const VecInt which = load_int(scratch.shortlist + i);
+    const VecInt member = load_int_at(pool.members, which >> 5) << (31 - (which & 31));
+    const int left = listed - i < kLanes ? listed - i : kLanes;
+    const unsigned lanes = ~mask_negative(member) & ((1u << left) - 1);
+    count += pack_lanes(pool.atoms + count, lanes, which);
   }
+  for (int i = before; i < count; ++i)
+    pool.members[pool.atoms[i] / 32] |= static_cast<std::int32_t>(1u << (pool.atoms[i] % 32));
   pool.count = count;
   if (count == 0) return;
   store_int(pool.atoms + pool.count, pool.atoms[0] - VecInt{});  // the rest of vectors
   follow_pool(shape, atoms, scratch, s, before);
+}
+
+// The atom with the largest (d.r)^2 / |P_perp d|^2 (lowest index of equals). Atoms near the span,
+// whose bounds are wide, are met once by way of the screen and from then on in the pool.
+inline Pick settle_ols(const PursuitShape& shape,
+                       const PreparedAtoms& atoms,
+                       Scratch& scratch,
+                       Signal& s,
+                       float floor) {
+  follow_pool(shape, atoms, s);
+  Pool& pool = s.pool;
+  float* const pool_highs = scratch.exact;
+  float least = 0;  // a score that some atom reaches
+  if (pool.count > 0) {
+    store(pool.outside + pool.count, splat(1e30f));  // the rest of a vector
+    store_int(pool.atoms + pool.count, pool.atoms[0] - VecInt{});
+    Vec lows{};
+    for (int i = 0; i < pool.count; i += kLanes) {
+      const Vec p = load_at(s.correlations, load_int(pool.atoms + i));
+      const VectorBounds bounds = ols_bounds(p, load(pool.outside + i), s.error_p, 4 * kUlp);
+      lows = max(lows, bounds.low);
+      store(pool_highs + i, bounds.high);
+    }
+    least = largest(lows);
+  }
+  const float peak = largest_group(scratch, num_chunks(shape) * kLanes);
+  visit_atoms(
+      shape,
+      scratch,
+      s,
+      true,
+      [&] { return peak; },
+      [&](int atom) {
+        const float low = bounds_of(s, atom).low;
+        if (low > least) least = low;
+      });
+  // Atoms near the span may have the largest bounds and low scores: then it is better to look at
+  // all.
+  if (least < 0.5f * peak) {
+    const float low = largest_low(shape, s);
+    if (low > least) least = low;
+  }
+  const int room = static_cast<int>(pool_size(shape)) - 64;
+  int listed = 0;
+  // Vector passes know the bound within 1e-3.
+  const auto in_reach = [&] { return least * (1 / 1.001f); };
+  const auto list = [&](int atom) {
+    const bool is_near_span = s.spread[atom] < kNearSpan * s.error_n && pool.count < room;
+    Bounds bounds;
+    if (is_near_span) {
+      const float n = outside(shape, atoms, scratch, s, atom);
+      bounds = ols_bounds(s.correlations[atom], n, s.error_p, 4 * kUlp);
+      pool.atoms[pool.count] = atom;
+      pool.outside[pool.count] = n;
+      pool_highs[pool.count++] = bounds.high;
+      s.spread[atom] = 1e30f;  // the screen's bound is 0 from here on
+    } else {
+      bounds = bounds_of(s, atom);
+      if (bounds.high < least) return;
+      prefetch_row(shape, atoms, atom);
+      scratch.shortlist[listed] = atom;
+      scratch.shortlist_scores[listed++] = bounds.high;
+    }
+    if (bounds.low > least) least = bounds.low;
+  };
+  visit_atoms(shape, scratch, s, true, in_reach, list);
+
+  Pick pick;
+  int place = -1;  // of the pick in the pool
+  const auto offer = [&](int atom, float p, float n, int where) {
+    pick.offer(atom, ols_score(p, n, atoms.norms2[atom]));
+    if (pick.atom == atom) place = where;
+  };
+  const auto correlation = [&](int atom) {
+    return dot(atom_row(shape, atoms, atom), s.residual, shape.padded_dim);
+  };
+  int from_pool = 0;
+  std::int32_t* const places = scratch.places;
+  for (int i = 0; i < pool.count; i += kLanes) {
+    unsigned lanes = mask_ge(load(pool_highs + i), splat(least));
+    if (pool.count - i < kLanes) lanes &= (1u << (pool.count - i)) - 1;
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int where = i + __builtin_ctz(lanes);
+      if (pool.outside[where] >= 1e29f) continue;  // taken
+      places[from_pool++] = where;
+      prefetch_row(shape, atoms, pool.atoms[where]);
+    }
+  }
+  for (int i = 0; i < from_pool; ++i) {
+    const int atom = pool.atoms[places[i]];
+    offer(atom, correlation(atom), pool.outside[places[i]], places[i]);
+  }
+  if (listed == 1 && from_pool == 0) {
+    const int atom = scratch.shortlist[0];
+    const float low = bounds_of(s, atom).low;
+    if (low > floor) return {atom, low};
+  }
+  // d.r takes less to know than |P_perp d|^2, and with it the bounds leave fewer.
+  float *const exact = scratch.exact, *const highs = scratch.shortlist_scores;
+  int best = -1;
+  float best_low = -1;
+  for (int i = 0; i < listed; ++i) {
+    if (highs[i] < pick.score || highs[i] < least) continue;
+    const int atom = scratch.shortlist[i];
+    exact[i] = correlation(atom);
+    const Bounds bounds = ols_bounds(exact[i], s.spread[atom], 0, s.error_n);
+    highs[i] = bounds.high;
+    if (bounds.low > best_low) {
+      best = i;
+      best_low = bounds.low;
+    }
+  }
+  const auto evaluate = [&](int i) {
+    const int atom = scratch.shortlist[i];
+    offer(atom, exact[i], outside(shape, atoms, scratch, s, atom), -1);
+  };
+  if (best >= 0) evaluate(best);
+  for (int i = 0; i < listed; ++i) {
+    if (i != best && highs[i] >= pick.score && highs[i] >= least) evaluate(i);
+  }
+  if (place >= 0) pool.outside[place] = 1e30f;  // its bound is 0 from here on
+  return pick;
 }
 
 // OLS among the atoms that are or were among the largest |d.r|. The pick will not be one again.
@@ -848,8 +959,8 @@ inline Pick settle_among(const PursuitShape& shape,
     store(highs + i, Vec{});
   const float enough = largest(least);
   std::int32_t* const places = scratch.places;
-  const int left = list_reaching(
-      highs, (pool.count + 63) / 64 * 64, enough > floor ? enough : floor, places, scratch.exact);
+  const int left =
+      list_reaching(highs, (pool.count + 63) / 64 * 64, enough > floor ? enough : floor, places);
   int place = -1;
   if (left == 1 && enough > floor) {
     place = places[0];
@@ -875,7 +986,8 @@ inline bool take_next(const PursuitShape& shape,
                 floor = shape.ols ? correlation * correlation : correlation;
     const Pick pick = shape.ols && shape.candidates > 0
                           ? settle_among(shape, atoms, scratch, s, floor)
-                          : settle(shape, atoms, scratch, s, floor);
+                      : shape.ols ? settle_ols(shape, atoms, scratch, s, floor)
+                                  : settle_omp(shape, atoms, scratch, s, floor);
     if (pick.atom < 0 || pick.score <= floor) return false;
     const bool added = add_atom(shape, atoms, scratch, s, pick.atom);
     if (is_full_ols(shape)) s.spread[pick.atom] = 1e30f;  // its bound is 0 from here on

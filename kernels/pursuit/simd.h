@@ -56,6 +56,21 @@ inline unsigned mask_ge(Vec a, Vec b) {
 #endif
 }
 
+/// One bit for each lane below zero.
+inline unsigned mask_negative(VecInt v) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)v);
+#elif defined(__AVX2__)
+  return static_cast<unsigned>(_mm256_movemask_ps((__m256)v));
+#elif defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps((__m128)v));
+#else
+  unsigned mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= v[i] < 0 ? 1u << i : 0u;
+  return mask;
+#endif
+}
+
 /// 1 / v to a relative 4e-4 or better (v > 0, normal).
 inline Vec rough_reciprocal(Vec v) {
 #if defined(__AVX512F__)
@@ -153,10 +168,19 @@ inline Vec load_at(const float* v, VecInt index) {
 #endif
 }
 
-/// Lists those of v[0..count) of magnitude >= least, and their magnitudes; count is a multiple
-/// of 64. Writes up to three beyond those listed.
-inline int list_reaching(
-    const float* v, int count, float least, std::int32_t* indices, float* magnitudes) {
+inline VecInt load_int_at(const std::int32_t* v, VecInt index) {
+#if defined(__AVX512F__)
+  return (VecInt)_mm512_i32gather_epi32((__m512i)index, v, 4);
+#else
+  VecInt values;
+  for (int i = 0; i < kLanes; ++i) values[i] = v[index[i]];
+  return values;
+#endif
+}
+
+/// Lists those of v[0..count) of magnitude >= least; count is a multiple of 64. Writes up to three
+/// beyond those listed.
+inline int list_reaching(const float* v, int count, float least, std::int32_t* indices) {
   int listed = 0;
   for (int first = 0; first < count; first += 64) {
     std::uint64_t mask = 0;
@@ -167,10 +191,9 @@ inline int list_reaching(
     // branch on their number would be foreseen wrong.
     constexpr int kBlind = 3;
     const int found = __builtin_popcountll(mask);
+    std::int32_t* const to = indices + listed;
     const auto list = [&](int place) {
-      const int n = first + __builtin_ctzll(mask | std::uint64_t{1} << 63);
-      indices[listed + place] = n;
-      magnitudes[listed + place] = __builtin_fabsf(v[n]);
+      to[place] = first + __builtin_ctzll(mask | std::uint64_t{1} << 63);
       mask &= mask - 1;
     };
 #pragma GCC unroll 3
@@ -179,6 +202,19 @@ inline int list_reaching(
     listed += found;
   }
   return listed;
+}
+
+/// Writes the lanes of the mask one after another, and other values after them, a vector in all.
+/// @returns how many are in the mask.
+inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
+#if defined(__AVX512F__)
+  store_int(to, (VecInt)_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), (__m512i)v));
+  return __builtin_popcount(mask);
+#else
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
+  return count;
+#endif
 }
 
 /// One more in each lane with a > b.
