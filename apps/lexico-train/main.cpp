@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -195,12 +196,35 @@ class Observer : public TrainObserver {
   }
 
   bool wants_stop() override {
-    if (std::chrono::duration<double>(Clock::now() - last_save_).count() > checkpoint_seconds_) {
-      flush();
-      folder_.save_checkpoint(trainer_);
-      last_save_ = Clock::now();
+    const bool requested = folder_.save_requested();
+    if (requested ||
+        std::chrono::duration<double>(Clock::now() - last_save_).count() > checkpoint_seconds_)
+      save();
+    if (requested) {
+      folder_.request_is_met();
+      log_info("saved at step " + std::to_string(trainer_.step()) + ", as SAVE asked");
     }
     return stop_requested();
+  }
+
+  /// A checkpoint, unless there is one of this step.
+  void save() {
+    if (saved_step_ != trainer_.step())
+      folder_.save_checkpoint(trainer_, {{"metrics", unlogged()}});
+    saved_step_ = trainer_.step();
+    last_save_ = Clock::now();
+  }
+
+  /// Goes on from a checkpoint that has been loaded.
+  void restore(const CheckpointNotes& notes) {
+    saved_step_ = trainer_.step();
+    const auto found = notes.find("metrics");
+    if (found == notes.end()) return;
+    const Json json = Json::parse(found->second);
+    count_ = json.at("count");
+    sum_.loss = json.at("loss");
+    sum_.relative_error = json.at("relative_error");
+    sum_.relative_errors = json.at("relative_errors").get<std::vector<double>>();
   }
 
   void flush() {
@@ -209,11 +233,9 @@ class Observer : public TrainObserver {
     sum_.relative_error /= count_;
     for (double& error : sum_.relative_errors) error /= count_;
     folder_.log(sum_);
-    last_ = sum_;
     count_ = 0;
   }
 
-  const TrainStep& last() const { return last_; }
   double seconds() const { return progress_.seconds(); }
 
  private:
@@ -230,14 +252,24 @@ class Observer : public TrainObserver {
       sum_.relative_errors[i] += before.relative_errors[i];
   }
 
+  /// The sums of the steps since the last line, so that a resumed run writes the same lines.
+  std::string unlogged() const {
+    return Json({{"count", count_},
+                 {"loss", sum_.loss},
+                 {"relative_error", sum_.relative_error},
+                 {"relative_errors", sum_.relative_errors}})
+        .dump();
+  }
+
   RunFolder& folder_;
   const Trainer& trainer_;
   double checkpoint_seconds_;
   bool by_the_clock_;
   Progress progress_;
   Clock::time_point last_save_;
-  TrainStep sum_, last_;
+  TrainStep sum_;
   int count_ = 0;
+  std::int64_t saved_step_ = -1;
 };
 
 /// What was learnt as a file holds it: one dictionary for each layer, kind and head, with its
@@ -635,7 +667,8 @@ int train(const Config& config,
 
   check_registry(registry_of(config), config.output);
   RunFolder folder(config.output, if_exists(config));
-  if (config.resume && !folder.restore(trainer))
+  std::optional<CheckpointNotes> notes;
+  if (config.resume && !(notes = folder.restore(trainer)))
     log_warning(config.output + ": no checkpoint yet, starting at step 0");
   folder.open_metrics(targets, trainer.step());
   write_file(folder.file("config.yaml"),
@@ -652,6 +685,7 @@ int train(const Config& config,
            (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
 
   Observer observer(folder, trainer, config.checkpoint_seconds);
+  if (notes) observer.restore(*notes);
   bool finished = false;
   try {
     finished = trainer.run(observer);
@@ -664,8 +698,9 @@ int train(const Config& config,
     throw Diverged(std::string(e.what()) + "; they are in " +
                    folder.file("dictionary.safetensors"));
   }
-  observer.flush();
-  folder.save_checkpoint(trainer);
+  if (finished) observer.flush();
+  observer.save();
+  folder.request_is_met();
   if (!finished)
     throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
                       std::to_string(resolved.num_steps()) +
@@ -687,13 +722,13 @@ int train(const Config& config,
   result.version = std::string("lexico-train ") + lexico_version();
   result.created = utc_time();
   if (!no_pt.empty()) result.notes.push_back(no_pt);
-  if (observer.last().bad_vectors > 0)
-    result.notes.push_back(std::to_string(observer.last().bad_vectors) +
-                           " vectors with NaN or Inf were left out of training" +
-                           (observer.last().skipped_batches == 0
-                                ? ""
-                                : "; " + std::to_string(observer.last().skipped_batches) +
-                                      " batches held nothing else"));
+  if (trainer.bad_vectors() > 0)
+    result.notes.push_back(
+        std::to_string(trainer.bad_vectors()) +
+        " vectors with NaN or Inf were left out of training" +
+        (trainer.skipped_batches() == 0
+             ? ""
+             : "; " + std::to_string(trainer.skipped_batches()) + " batches held nothing else"));
   report::Training training{resolved.recipe, to_yaml(options), observer.seconds(), folder.series()};
   const std::vector<int> unused = trainer.unused_atoms();
   for (std::size_t i = 0; i < training.series.size(); ++i)

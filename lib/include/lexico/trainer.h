@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -96,14 +97,21 @@ class Trainer {
   /// The dictionaries as they are now, unit norm.
   DictionarySet dictionaries() const;
   std::int64_t step() const;
+  /// As TrainStep has them.
+  std::int64_t bad_vectors() const;
+  std::int64_t skipped_batches() const;
   /// For each target, atoms that no vector of the last `20 * num_atoms` used.
   std::vector<int> unused_atoms() const;
 
-  /// Everything a later `load` needs to go on to the same result; written aside, synced, renamed.
-  void save(const std::string& path) const;
-  /// @throws IoError if the file is damaged; InvalidArgument if it belongs to another config or
-  /// other targets (names the difference).
-  void load(const std::string& path);
+  /// Everything a later `load` needs to go on to the same result, ended by a checksum of all of it;
+  /// written aside, synced, renamed. `notes` are the caller's, given back by `load`.
+  /// @throws ResourceError naming the file.
+  void save(const std::string& path, const std::map<std::string, std::string>& notes = {}) const;
+  /// Needs as much memory again as the file has bytes. @returns the notes of `save`.
+  /// @throws IoError if any byte of the file is not as it was written; InvalidArgument if it
+  /// belongs to another config or other targets (names the difference). The trainer is then as it
+  /// was.
+  std::map<std::string, std::string> load(const std::string& path);
 
  private:
   struct Impl;

@@ -16,6 +16,7 @@
 #include "hdf5_handles.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
+#include "lexico/files.h"
 
 namespace lexico {
 namespace {
@@ -33,7 +34,7 @@ using store::Hdf5Session;
 class PartialFile {
  public:
   explicit PartialFile(std::string path)
-      : path_(std::move(path)), partial_(path_ + store::kPartialSuffix) {
+      : path_(std::move(path)), partial_(path_ + kPartialSuffix) {
     fd_ = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd_ < 0) throw_errno(partial_);
     if (::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {

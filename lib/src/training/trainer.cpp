@@ -16,6 +16,7 @@
 #include "core/random.h"
 #include "core/safetensors.h"
 #include "lexico/files.h"
+#include "lexico/sha256.h"
 #include "training/sparse_ops.h"
 
 namespace lexico {
@@ -24,6 +25,9 @@ namespace {
 using detail::throw_invalid;
 using torch::Tensor;
 
+const std::string kCheckpointFormat = "lexico-checkpoint 3";
+const std::string kNote = "note.";          // before the caller's keys
+constexpr std::size_t kChecksumBytes = 64;  // hex digits of SHA-256
 // What a random stream is for.
 constexpr std::uint64_t kInitialAtoms = 3, kRevivedAtoms = 4, kRandomAtoms = 5;
 constexpr int kReviveAfter = 20;  // an atom is unused when none of the last 20 N vectors took it
@@ -91,6 +95,19 @@ std::map<std::string, std::string> fingerprint(const TrainConfig& config,
   fields["targets"] = target_text(targets);
   fields["data"] = stream.identity();
   return fields;
+}
+
+/// The bytes of a checkpoint. @throws IoError unless its last ones are the checksum of the others.
+std::string read_checked(const std::string& path) {
+  std::string bytes = read_file(path);
+  const std::size_t size = bytes.size() - std::min(bytes.size(), kChecksumBytes);
+  Sha256 sum;
+  sum.update(bytes.data(), size);
+  if (sum.finish() != std::string_view(bytes).substr(size))
+    throw IoError(path + ": the checksum at its end does not fit its " +
+                  std::to_string(bytes.size()) +
+                  " bytes: it is damaged, cut off, or of an older version");
+  return bytes;
 }
 
 /// What a schedule does at a step: which method, at which rate.
@@ -558,6 +575,8 @@ Trainer::~Trainer() = default;
 
 const TrainConfig& Trainer::config() const { return impl_->config; }
 std::int64_t Trainer::step() const { return impl_->step; }
+std::int64_t Trainer::bad_vectors() const { return impl_->bad_vectors; }
+std::int64_t Trainer::skipped_batches() const { return impl_->skipped; }
 
 bool Trainer::run(TrainObserver& observer) {
   const torch::InferenceMode no_gradients;
@@ -606,17 +625,18 @@ std::vector<int> Trainer::unused_atoms() const {
   return out;
 }
 
-void Trainer::save(const std::string& path) const {
+void Trainer::save(const std::string& path, const std::map<std::string, std::string>& notes) const {
   const torch::InferenceMode no_gradients;
   std::map<std::string, std::string> metadata =
       fingerprint(impl_->config, impl_->targets, impl_->stream);
-  metadata["format"] = "lexico-checkpoint 2";
+  metadata["format"] = kCheckpointFormat;
   metadata["budget"] = std::to_string(impl_->config.vectors);
   for (const auto& [name, value] : impl_->counters()) metadata[name] = std::to_string(*value);
   for (const auto& [name, values] : impl_->numbers()) metadata[name] = text_of(*values);
   std::string good;
   for (std::int64_t count : impl_->good_vectors) good += std::to_string(count) + " ";
   metadata["good_vectors"] = good;
+  for (const auto& [key, note] : notes) metadata[kNote + key] = note;
   std::vector<Tensor> held;  // until they are written
   std::map<std::string, detail::NamedFloats> tensors;
   for (const auto& [name, tensor] : impl_->state()) {
@@ -624,19 +644,26 @@ void Trainer::save(const std::string& path) const {
         tensor->to(torch::kCPU, torch::kFloat32).contiguous());
     tensors[name] = {held.back().sizes().vec(), held.back().data_ptr<float>()};
   }
-  write_file(path, detail::safetensors_text(tensors, metadata));
+  const std::string header = detail::safetensors_header(tensors, metadata, kChecksumBytes);
+  std::vector<std::string_view> pieces = {header};
+  for (const auto& [name, tensor] : tensors) pieces.push_back(tensor.bytes());
+  Sha256 sum;
+  for (const std::string_view piece : pieces) sum.update(piece);
+  const std::string checksum = sum.finish();
+  pieces.push_back(checksum);
+  write_file(path, pieces);
 }
 
-void Trainer::load(const std::string& path) {
+std::map<std::string, std::string> Trainer::load(const std::string& path) {
   const torch::InferenceMode no_gradients;
-  const detail::SafeTensors file = detail::read_safetensors(path);
+  const detail::SafeTensors file = detail::parse_safetensors(read_checked(path), path);
   const auto text = [&](const std::string& key) {
     const auto found = file.metadata.find(key);
     if (found == file.metadata.end()) throw IoError(path + ": no '" + key + "': not a checkpoint");
     return found->second;
   };
-  if (text("format") != "lexico-checkpoint 2")
-    throw IoError(path + ": format is '" + text("format") + "', must be lexico-checkpoint 2");
+  if (text("format") != kCheckpointFormat)
+    throw IoError(path + ": format is '" + text("format") + "', must be " + kCheckpointFormat);
   for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets, impl_->stream))
     if (text(key) != value)
       throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) +
@@ -659,13 +686,11 @@ void Trainer::load(const std::string& path) {
     return values;
   };
   // Everything is read before anything is changed: a damaged file leaves the trainer as it was.
-  std::map<std::string, Tensor> restored;
   for (const auto& [name, like] : impl_->state()) {
     const auto found = file.tensors.find(name);
-    if (found == file.tensors.end() || found->second.shape != like->sizes().vec())
-      throw IoError(path + ": tensor '" + name + "' is missing or has another shape");
-    std::vector<float> values = detail::to_floats(found->second, path + ": tensor '" + name + "'");
-    restored[name] = torch::from_blob(values.data(), like->sizes()).clone().to(like->options());
+    if (found == file.tensors.end() || found->second.shape != like->sizes().vec() ||
+        found->second.dtype != "F32")
+      throw IoError(path + ": tensor '" + name + "' is missing, not float32 or of another shape");
   }
   std::map<std::string, std::int64_t> counters;
   for (const auto& [name, value] : impl_->counters()) counters[name] = number(name);
@@ -683,12 +708,19 @@ void Trainer::load(const std::string& path) {
   const std::vector<double> good = list("good_vectors", P);
 
   if (impl_->reading.valid()) impl_->reading.get();
-  for (const auto& [name, tensor] : impl_->state()) *tensor = restored[name];
+  for (const auto& [name, tensor] : impl_->state()) {
+    void* values = const_cast<char*>(file.tensors.at(name).bytes.data());  // 8-byte aligned
+    tensor->copy_(torch::from_blob(values, tensor->sizes()));
+  }
   for (const auto& [name, value] : impl_->counters()) *value = counters[name];
   for (const auto& [name, values] : impl_->numbers()) *values = lists[name];
   impl_->good_vectors.assign(good.begin(), good.end());
   impl_->config.vectors = budget;
   impl_->stream.seek(impl_->step * impl_->batch_size());
+  std::map<std::string, std::string> notes;
+  for (const auto& [key, value] : file.metadata)
+    if (key.starts_with(kNote)) notes[key.substr(kNote.size())] = value;
+  return notes;
 }
 
 std::vector<float> initial_atoms(const DictionarySet& set,
