@@ -155,6 +155,7 @@ std::optional<CheckpointNotes> RunFolder::restore(Trainer& trainer) {
       if (!damaged_.empty())
         log_warning("going on from the older " + path.string() + ", step " +
                     std::to_string(trainer.step()));
+      remove_old_checkpoints();
       return notes;
     } catch (const IoError& e) {
       log_warning(std::string("left out a damaged checkpoint: ") + e.what());
@@ -177,8 +178,15 @@ void RunFolder::save_checkpoint(const Trainer& trainer, const CheckpointNotes& n
   trainer.save(file(name), notes);
   std::erase(damaged_, file(name));
   for (const std::string& path : std::exchange(damaged_, {})) remove_or_warn(path);
-  const std::vector<fs::path> paths = checkpoints_in(file("checkpoints"));
-  for (std::size_t i = kKeptCheckpoints; i < paths.size(); ++i) remove_or_warn(paths[i].string());
+  remove_old_checkpoints();
+}
+
+void RunFolder::remove_old_checkpoints() const {
+  std::size_t kept = 0;
+  for (const fs::path& path : checkpoints_in(file("checkpoints")))
+    if (std::find(damaged_.begin(), damaged_.end(), path.string()) == damaged_.end() &&
+        ++kept > kKeptCheckpoints)
+      remove_or_warn(path.string());
 }
 
 bool RunFolder::save_requested() {

@@ -53,6 +53,7 @@ class RunFolder {
   const std::vector<report::TrainingSeries>& series() const { return series_; }
 
  private:
+  void remove_old_checkpoints() const;
   void add_points(const std::string& json_line);
 
   std::string path_;
