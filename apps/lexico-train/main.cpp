@@ -12,10 +12,12 @@
 #include <tuple>
 
 #include "common/json_text.h"
+#include "common/memory.h"
 #include "common/options.h"
 #include "common/program.h"
 #include "common/report/report.h"
 #include "lexico-train/codes.h"
+#include "lexico-train/plan.h"
 #include "lexico-train/run_folder.h"
 #include "lexico/activation_sampler.h"
 #include "lexico/activations.h"
@@ -456,38 +458,36 @@ report::EvaluationReport evaluate_run(const Config& config,
 }
 
 void print_plan(const Config& config,
-                const Trainer& trainer,
-                const ActivationSampler& sampler,
+                const TrainConfig& train,
+                const TrainSizes& sizes,
+                const TrainPlan& planned,
                 const ActivationReader& reader,
                 std::int64_t training_rows,
-                double seconds_per_step) {
-  const TrainConfig& train = trainer.config();
-  const double numbers =
-      static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * sampler.dim();
-  const double sums =  // of recipe online: A
-      train.recipe == "online"
-          ? static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * train.num_atoms
-          : 0;
-  const double batch = 4.0 * sampler.num_dictionaries() * train.batch_size * sampler.dim();
-  // A budget in minutes: as many as the probe promises.
-  const std::int64_t steps = train.minutes > 0
-                                 ? static_cast<std::int64_t>(60 * train.minutes / seconds_per_step)
-                                 : train.num_steps();
-  const std::int64_t free = free_bytes(config.output);
+                std::int64_t steps) {
+  const std::int64_t free = free_bytes(config.output), memory = available_memory_bytes();
   Json plan;
-  plan["dictionaries"] = sampler.num_dictionaries();
+  plan["dictionaries"] = sizes.dictionaries;
   plan["num_atoms"] = train.num_atoms;
-  plan["dim"] = sampler.dim();
+  plan["dim"] = sizes.dim;
   plan["training_vectors_per_dictionary"] = steps * train.batch_size;
   plan["vectors_in_data"] = training_rows;
   plan["passes_over_data"] =
       static_cast<double>(steps) * train.batch_size / static_cast<double>(training_rows);
   plan["steps"] = steps;
-  plan["memory_bytes"] =
-      4.0 * (8.0 * numbers + sums + batch) + static_cast<double>(sampler.pool_bytes()) + 4e8;
-  plan["disk_bytes"] = 4.0 * (numbers * (2 + 2 * 4) + 2 * sums);
+  for (const PlannedPhase& phase : planned.phases)
+    plan["phases"].push_back(
+        {{"name", phase.name}, {"memory_bytes", phase.bytes}, {"seconds", phase.seconds}});
+  plan["memory_bytes"] = planned.most_bytes();
+  plan["free_memory_bytes"] = memory < 0 ? Json(nullptr) : Json(memory);
+  plan["disk_bytes"] = planned.disk_most_bytes();
+  plan["disk_left_bytes"] = planned.disk_left_bytes();
+  plan["checkpoint_bytes"] = planned.checkpoint_bytes;
   plan["free_disk_bytes"] = free < 0 ? Json(nullptr) : Json(free);
-  plan["seconds"] = seconds_per_step * static_cast<double>(steps);
+  plan["seconds"] = planned.seconds();
+  const bool fits =
+      (free < 0 || planned.disk_most_bytes() <= static_cast<double>(free)) &&
+      (memory < 0 || planned.most_bytes() <= static_cast<double>(memory + resident_bytes()));
+  plan["fits"] = fits;
   if (config.json) {
     std::cout << json_text(plan);
     return;
@@ -496,17 +496,35 @@ void print_plan(const Config& config,
             << "  data      " << reader.files().front()
             << (reader.files().size() > 1 ? " and more" : "") << ": "
             << format_count(static_cast<double>(training_rows)) << " vectors for each of "
-            << sampler.num_dictionaries() << " dictionaries of " << train.num_atoms
-            << " atoms, dim " << sampler.dim() << '\n'
+            << sizes.dictionaries << " dictionaries of " << train.num_atoms << " atoms, dim "
+            << sizes.dim << '\n'
             << "  training  " << train.recipe << ": "
             << format_count(plan["training_vectors_per_dictionary"]) << " vectors each ("
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
-            << " passes), " << steps << " steps of " << train.batch_size << '\n'
-            << "  memory    about " << format_bytes(plan["memory_bytes"]) << '\n'
-            << "  disk      " << format_bytes(plan["disk_bytes"])
-            << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << '\n'
-            << "  time      about " << format_duration(plan["seconds"])
-            << " (from a probe of two steps)\n";
+            << " passes), " << steps << " steps of " << train.batch_size << '\n';
+  for (const PlannedPhase& phase : planned.phases) {
+    char line[96];
+    std::snprintf(line,
+                  sizeof line,
+                  "  %-9s %s of memory, about %s\n",
+                  phase.name.c_str(),
+                  format_bytes(phase.bytes).c_str(),
+                  format_duration(phase.seconds).c_str());
+    std::cout << line;
+  }
+  std::cout << "  memory    " << format_bytes(planned.most_bytes())
+            << (memory < 0 ? "" : " of " + format_bytes(static_cast<double>(memory)) + " free")
+            << '\n'
+            << "  disk      " << format_bytes(planned.disk_most_bytes())
+            << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << ", "
+            << format_bytes(planned.disk_left_bytes()) << " in the end (two checkpoints of "
+            << format_bytes(planned.checkpoint_bytes) << " each)\n"
+            << "  time      about " << format_duration(planned.seconds())
+            << " (from a probe of each phase)\n"
+            << "  verdict   "
+            << (fits ? "fits; run it again without --dry-run"
+                     : "does not fit: a smaller num_atoms, batch_size or pool_mib needs less")
+            << '\n';
 }
 
 /// Seconds of one step, the first (which warms up) not counted.
@@ -521,6 +539,42 @@ double probe_step_seconds(Trainer& trainer) {
   return probe.steps < 2
              ? 0
              : std::chrono::duration<double>(probe.last - probe.first).count() / (probe.steps - 1);
+}
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// Codes and report of one layer and kind, timed.
+void probe_results(const Config& config,
+                   const TrainConfig& train,
+                   const DictionarySet& all,
+                   ActivationReader& reader,
+                   std::int64_t training_rows,
+                   Validation validation,
+                   TrainPlan& plan) {
+  DictionarySet one = all;
+  const Dictionary& first = all.dictionaries.front();
+  std::erase_if(one.dictionaries, [&](const Dictionary& d) {
+    return d.layer != first.layer || d.kind != first.kind;
+  });
+  const double places =
+      static_cast<double>(all.dictionaries.size()) / static_cast<double>(one.dictionaries.size());
+  CodeConfig codes = config.codes;
+  double rates = 1;
+  if (codes.bytes_per_token > 0) {  // several rates are tried: here their mean
+    const double vectors = static_cast<double>(all.dictionaries.size()) *
+                           (first.head < 0 ? reader.info().kv_heads : 1);
+    codes.bits = static_cast<int>(std::lround(codes.bytes_per_token / vectors)) * 8;
+    codes.bytes_per_token = 0;
+    rates = kNumRates;
+  }
+  auto begin = Clock::now();
+  fit_formats(one, reader, training_rows, codes, train);
+  plan.phases[2].seconds = seconds_since(begin) * places * rates;
+  begin = Clock::now();
+  (void)evaluate_run(config, train, one, validation);
+  plan.phases[3].seconds = seconds_since(begin) * places;
 }
 
 Json run_record(const Config& config, const std::string& command, const ActivationReader& reader) {
@@ -611,6 +665,7 @@ RunFolder::IfExists if_exists(const Config& config) {
 int train(const Config& config,
           const std::vector<Option>& all_options,
           const std::string& command) {
+  const Clock::time_point began = Clock::now();
   const std::vector<Option> options = lasting(all_options);
   ActivationReader reader(config.data);
   choose_key_stage(reader, config);
@@ -657,11 +712,47 @@ int train(const Config& config,
                             config.train.seed,
                             static_cast<std::size_t>(config.pool_mib) << 20,
                             frame);
+  TrainSizes sizes{config.train.resolved(),
+                   config.codes,
+                   static_cast<std::int64_t>(targets.size()),
+                   0,
+                   info.head_dim,
+                   info.kv_heads,
+                   static_cast<std::int64_t>(sampler.pool_bytes()),
+                   sampler.pool_rows(),
+                   validation.num_rows,
+                   config.resume,
+                   info.key_stage == KeyStage::kPostRope && frame.transforms.empty() &&
+                       config.train.dictionaries != "head"};
+  for (const TrainTarget& target : targets)
+    sizes.stored += 1 + static_cast<std::int64_t>(target.more_layers.size());
+  const auto resident = static_cast<double>(resident_bytes());
+  const auto plan = [&](std::int64_t steps) { return plan_training(sizes, resident, steps); };
+  if (!config.dry_run) {
+    const TrainPlan planned = plan(std::max<std::int64_t>(500, sizes.train.num_steps()));
+    require_memory(planned.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
+    if (!config.resume)  // what is there already counts
+      require_disk(config.output, planned.disk_most_bytes(), "--dry-run says for what");
+  }
   Trainer trainer(config.train, targets, sampler, initial);
   const TrainConfig& resolved = trainer.config();
   if (config.dry_run) {
-    const double seconds = probe_step_seconds(trainer);
-    print_plan(config, trainer, sampler, reader, training_rows, seconds);
+    const double reading = seconds_since(began), step = probe_step_seconds(trainer);
+    const std::int64_t steps = resolved.minutes > 0
+                                   ? static_cast<std::int64_t>(60 * resolved.minutes / step)
+                                   : resolved.num_steps();
+    TrainPlan planned = plan(steps);
+    planned.phases[0].seconds = reading;
+    planned.phases[1].seconds = step * static_cast<double>(steps);
+    planned.one_checkpoint = planned.phases[1].seconds < config.checkpoint_seconds;
+    probe_results(config,
+                  resolved,
+                  learned_dictionaries(trainer, targets, frame, info),
+                  reader,
+                  training_rows,
+                  validation,
+                  planned);
+    print_plan(config, resolved, sizes, planned, reader, training_rows, steps);
     return 0;
   }
 
@@ -684,6 +775,7 @@ int train(const Config& config,
                 : value_text(resolved.minutes) + " minutes") +
            (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
 
+  const Clock::time_point ready = Clock::now();
   Observer observer(folder, trainer, config.checkpoint_seconds);
   if (notes) observer.restore(*notes);
   bool finished = false;
@@ -706,9 +798,11 @@ int train(const Config& config,
                       std::to_string(resolved.num_steps()) +
                       "; the same command with --resume goes on from there");
 
+  const Clock::time_point trained = Clock::now();
   DictionarySet set = learned_dictionaries(trainer, targets, frame, info);
   set.metadata = provenance(config, resolved, info, options);
   fit_formats(set, reader, training_rows, config.codes, resolved);
+  const Clock::time_point coded = Clock::now();
   report::EvaluationReport result = evaluate_run(config, resolved, set, validation);
   set.metadata["held_out_relative_error"] =
       value_text(report::mean_error(result, {"dictionary", resolved.sparsity, {}, {}, {}, {}}));
@@ -737,6 +831,11 @@ int train(const Config& config,
   report::write_report(result, folder.path());
   run["finished"] = utc_time();
   run["seconds"] = observer.seconds();
+  run["phases"] = {{"reading", std::chrono::duration<double>(ready - began).count()},
+                   {"training", std::chrono::duration<double>(trained - ready).count()},
+                   {"codes", std::chrono::duration<double>(coded - trained).count()},
+                   {"report", seconds_since(coded)}};
+  run["peak_memory_bytes"] = peak_resident_bytes();
   run["verdict"] = report::verdict(result);
   write_file(folder.file("run.json"), json_text(run));
 

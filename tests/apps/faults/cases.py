@@ -130,20 +130,21 @@ class Job:
 
 class Training(Job):
     pieces = "step-*.safetensors"
+    last_step = 0  # > 0: checkpoints are made by the clock, so that only the last one is the same in each run
 
     def ignored(self, name):
-        return name.startswith("events.out.")
+        return name.startswith(("events.out.", "step-") if self.last_step else "events.out.") and f"{self.last_step:010}." not in name
 
     def comparable(self, path, content):
         """Without times, and without the command, which may have --resume."""
         if path.name in ("run.json", "report.json"):
             record = json.loads(content)
             for part in (record, record.get("training", {})):
-                for key in ("started", "finished", "created", "seconds", "command"):
+                for key in ("started", "finished", "created", "seconds", "phases", "peak_memory_bytes", "command"):
                     part.pop(key, None)
             return record
         if path.name == "report.html":
-            return re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC| --resume", b"", content)
+            return re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC| --resume|\bin \d+ s\b", b"", content)
         return content
 
     def check_resumed(self, what, before, done):
@@ -161,8 +162,9 @@ class Extraction(Job):
         return content if path.suffix == ".h5" else "not a shard"
 
 
-def training(folder: Path, steps=4, batch=64, checkpoint_seconds="1e-9", tokens=600, **options) -> Training:
-    """With a checkpoint after every step; packed codes, which are fitted after training."""
+def training(folder: Path, steps=4, batch=64, checkpoint_seconds="1e-9", tokens=600) -> Training:
+    """With a checkpoint after every step, if not by the clock."""
+    Training.last_step = 0 if float(checkpoint_seconds) < 1e-6 else steps
     data = activations.write(folder / "activations.h5", layers=1, tokens=tokens)
     return Training([BIN / "lexico-train", "--data", data, "--num-atoms", 16, "--sparsity", 2, "--vectors", steps * batch,
                      "--batch-size", batch, "--checkpoint-seconds", checkpoint_seconds, "--validation-vectors", 50,
