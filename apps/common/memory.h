@@ -12,6 +12,10 @@ std::int64_t peak_resident_bytes();  ///< the most so far
 /// where a control group (a container, a batch job) has a limit. -1: unknown.
 std::int64_t available_memory_bytes();
 
+/// What a program with libtorch still comes to touch after it was set up, most of it as the process
+/// ends. Measured.
+inline constexpr double kTorchBytes = 110e6;
+
 /// Before the work. @param bytes  of the whole process at its peak.
 /// @throws ResourceError saying what is needed, what is there, and `advice`.
 void require_memory(double bytes, const std::string& advice);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/memory.h"
 #include "lexico/encoder.h"
 #include "lexico/kind.h"
 
@@ -10,8 +11,7 @@ namespace lexico::apps {
 namespace {
 
 constexpr double kFloat = sizeof(float);
-// Code, stacks and small things that come with the first steps; the tables of the report. Measured.
-constexpr double kFirstSteps = 100e6, kReport = 10e6;
+constexpr double kReport = 10e6;  // its tables
 
 struct Numbers {
   double atoms, sums, last_used;  // bytes of [P, N, m], [P, N, N], [P, N]
@@ -97,7 +97,7 @@ TrainPlan plan_training(const TrainSizes& sizes, double resident, std::int64_t s
                batches = batch_bytes(sizes),
                pursuit = pursuit_bytes(sizes, sizes.dictionaries, sizes.train.batch_size),
                // What stays until the end.
-      lasting = resident + kFirstSteps + pool + n.checkpoint + 8 * n.last_used / kFloat / 2,
+      lasting = resident + kTorchBytes + pool + n.checkpoint + 8 * n.last_used / kFloat / 2,
                rows = static_cast<double>(sizes.dim) * kFloat;
   TrainPlan plan;
   const double samples = sizes.train.initialization == "samples" ? 5 * n.atoms : 3 * n.atoms;

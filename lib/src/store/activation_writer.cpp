@@ -387,8 +387,12 @@ std::int64_t ActivationWriter::file_bytes(const ActivationInfo& info) {
                                        store::kChunkRows,
                                        std::int64_t{info.head_dim} * (info.half ? 2 : 4));
   const std::int64_t moments = std::int64_t{info.kv_heads} * info.head_dim * info.head_dim * 4;
-  constexpr std::int64_t kDatasetHeader = 4096, kFileHeader = 64 << 10;
-  return info.num_layers * (2 * (vectors + kDatasetHeader) + moments + kDatasetHeader) +
+  // Measured, rounded up: objects, groups and attributes; the longest texts among these.
+  constexpr std::int64_t kDatasetHeader = 512, kFileHeader = 10 << 10;
+  std::size_t texts = info.command_line.size() + info.rope.size() + info.model.size();
+  for (const std::string& name : info.corpora) texts += name.size() + 64;
+  return static_cast<std::int64_t>(texts) +
+         info.num_layers * (2 * (vectors + kDatasetHeader) + moments + kDatasetHeader) +
          3 * (chunked(info.num_tokens, store::kChunkTokens, 4) + kDatasetHeader) + kFileHeader;
 }
 
