@@ -152,6 +152,56 @@ TEST_P(TrainerRecipe, ThreadCountDoesNotChangeTheResult) {
   EXPECT_EQ(results[0], results[1]);
 }
 
+/// Some of the dictionaries of a larger stream.
+class PartOfStream : public VectorStream {
+ public:
+  PartOfStream(VectorStream& all, int first, int count) : all_(all), first_(first), count_(count) {}
+  int num_dictionaries() const override { return count_; }
+  int dim() const override { return all_.dim(); }
+  void seek(std::int64_t vectors) override { all_.seek(vectors); }
+  void next(std::int64_t count, float* out) override {
+    const auto size = static_cast<std::size_t>(count * dim());
+    std::vector<float> batch(static_cast<std::size_t>(all_.num_dictionaries()) * size);
+    all_.next(count, batch.data());
+    std::copy_n(batch.data() + static_cast<std::size_t>(first_) * size,
+                static_cast<std::size_t>(count_) * size,
+                out);
+  }
+
+ private:
+  VectorStream& all_;
+  int first_, count_;
+};
+
+TEST_P(TrainerRecipe, ADictionaryDoesNotDependOnThoseTrainedBesideIt) {
+  // Keys and values of other numbers of atoms per vector, one of a head alone; so many atoms that
+  // some fall out of use.
+  const std::vector<TrainTarget> targets = {
+      {0, Kind::kKeys, 1}, {0, Kind::kValues}, {4, Kind::kKeys}};
+  TrainConfig config = small_config(GetParam());
+  config.num_atoms = 96;
+  config.batch_size = 64;
+  config.vectors = 120 * 64;
+  config.initialization = "random";
+  config.key_sparsity = 1;
+  config.value_sparsity = 4;
+  const auto trained = [&](int first, int count, int of_job) {
+    SyntheticStream all(3, 16, 40, 3);
+    PartOfStream stream(all, first, count);
+    Trainer trainer(
+        config, {targets.begin() + first, targets.begin() + first + count}, stream, {}, of_job);
+    Record record;
+    trainer.run(record);
+    EXPECT_TRUE(config.recipe == "lexico" || record.steps.back().revived_atoms > 0);
+    return atoms_of(trainer);
+  };
+  const std::vector<float> together = trained(0, 3, 0);
+  std::vector<float> apart = trained(0, 1, 3);
+  const std::vector<float> others = trained(1, 2, 3);
+  apart.insert(apart.end(), others.begin(), others.end());
+  EXPECT_EQ(apart, together);
+}
+
 TEST_P(TrainerRecipe, ResumedRunEndsWithTheSameAtoms) {
   const test::TemporaryFolder folder;
   const std::string path = folder.file("checkpoint.safetensors");

@@ -11,6 +11,7 @@
 #include <map>
 #include <numbers>
 #include <sstream>
+#include <utility>
 
 #include "check.h"
 #include "core/random.h"
@@ -72,29 +73,23 @@ std::string text_of(const std::vector<double>& values) {
   return text;
 }
 
+/// Of one dictionary: the same whichever others are trained beside it.
+detail::Random random_of(const TrainConfig& config,
+                         const TrainTarget& target,
+                         std::uint64_t purpose,
+                         std::uint64_t which = 0) {
+  return {config.seed,
+          purpose,
+          which,
+          static_cast<std::uint64_t>(target.layer),
+          static_cast<std::uint64_t>(target.kind),
+          static_cast<std::uint64_t>(target.head + 1)};
+}
+
 std::string target_text(const std::vector<TrainTarget>& targets) {
   std::string text;
   for (const TrainTarget& t : targets) text += (text.empty() ? "" : "; ") + name_of(t);
   return text;
-}
-
-/// What decides the result, as text: a checkpoint of another run must not be loaded.
-std::map<std::string, std::string> fingerprint(const TrainConfig& config,
-                                               const std::vector<TrainTarget>& targets,
-                                               const VectorStream& stream) {
-  std::map<std::string, std::string> fields;
-  TrainConfig::for_each_field(config, [&](const char* key, const auto& value, const char*) {
-    std::ostringstream text;
-    text.precision(17);
-    text << value;
-    fields[key] = text.str();
-  });
-  if (config.minutes > 0) fields["vectors"] = "0";  // found on the way
-  fields.erase("threads");
-  fields.erase("device");
-  fields["targets"] = target_text(targets);
-  fields["data"] = stream.identity();
-  return fields;
 }
 
 /// The bytes of a checkpoint. @throws IoError unless its last ones are the checksum of the others.
@@ -118,6 +113,27 @@ struct Phase {
 
 }  // namespace
 
+std::map<std::string, std::string> fingerprint(const TrainConfig& config,
+                                               const std::vector<TrainTarget>& targets,
+                                               const VectorStream& stream,
+                                               int dictionaries_of_job) {
+  std::map<std::string, std::string> fields;
+  TrainConfig::for_each_field(config, [&](const char* key, const auto& value, const char*) {
+    std::ostringstream text;
+    text.precision(17);
+    text << value;
+    fields[key] = text.str();
+  });
+  if (config.minutes > 0) fields["vectors"] = "0";  // found on the way
+  fields.erase("threads");
+  fields.erase("device");
+  fields["targets"] = target_text(targets);
+  if (config.recipe == "lexico")
+    fields["dictionaries_of_job"] = std::to_string(dictionaries_of_job);
+  fields["data"] = stream.identity();
+  return fields;
+}
+
 std::string name_of(const TrainTarget& target) {
   std::string text =
       (target.more_layers.empty() ? "layer " : "layers ") + std::to_string(target.layer);
@@ -133,6 +149,7 @@ struct Trainer::Impl {
   TrainConfig config;
   std::vector<TrainTarget> targets;
   VectorStream& stream;
+  int dictionaries_of_job;
   torch::Device device;
   std::vector<int> budgets;  // [P], or empty: all alike
   detail::SparseOps ops;
@@ -155,10 +172,11 @@ struct Trainer::Impl {
   std::future<void> reading;  // into batches[1]; valid: the stream is one batch ahead
   Clock::time_point began = Clock::now();
 
-  Impl(const TrainConfig& c, std::vector<TrainTarget> t, VectorStream& s)
+  Impl(const TrainConfig& c, std::vector<TrainTarget> t, VectorStream& s, int of_job)
       : config(c),
         targets(std::move(t)),
         stream(s),
+        dictionaries_of_job(of_job > 0 ? of_job : static_cast<int>(targets.size())),
         device(device_from(c.device)),
         budgets(budgets_of(c, targets)),
         ops({most_atoms(c, targets),
@@ -226,10 +244,12 @@ struct Trainer::Impl {
   /// components.
   Tensor random_atoms(std::uint64_t purpose) const {
     Tensor rows = torch::empty({P(), N(), m()});
-    detail::Random random({config.seed, purpose});
     float* out = rows.data_ptr<float>();
-    for (std::int64_t i = 0; i < rows.numel(); ++i)
-      out[i] = static_cast<float>(2.0 * random.uniform() - 1.0);
+    for (const TrainTarget& target : targets) {
+      detail::Random random = random_of(config, target, purpose);
+      for (std::int64_t i = 0; i < N() * m(); ++i)
+        *out++ = static_cast<float>(2.0 * random.uniform() - 1.0);
+    }
     return rows;
   }
 
@@ -249,11 +269,13 @@ struct Trainer::Impl {
       rows[p].narrow(0, 0, count).copy_(unit_rows(good.narrow(0, 0, count)));
     }
     // Equal samples would be equal atoms for ever: a little noise tells them apart.
-    detail::Random random({config.seed, kInitialAtoms, 1});
     float* out = rows.data_ptr<float>();
     const double noise = 0.01 / std::sqrt(static_cast<double>(m()));
-    for (std::int64_t i = 0; i < rows.numel(); ++i)
-      out[i] += static_cast<float>(noise * random.normal());
+    for (const TrainTarget& target : targets) {
+      detail::Random random = random_of(config, target, kInitialAtoms, 1);
+      for (std::int64_t i = 0; i < N() * m(); ++i)
+        *out++ += static_cast<float>(noise * random.normal());
+    }
     return rows;
   }
 
@@ -355,7 +377,7 @@ struct Trainer::Impl {
       if (good[p] == 0) continue;
       // Published: the loss is one mean over everything. sgd: each dictionary has its own scale,
       // the mean energy of its vectors, so that Adam's epsilon never matters.
-      double unit = static_cast<double>(P() * B * m());
+      double unit = static_cast<double>(dictionaries_of_job * B * m());
       if (!published()) {
         const float* norms =
             coded.signal_norms.data_ptr<float>() + static_cast<std::int64_t>(p) * B;
@@ -390,9 +412,14 @@ struct Trainer::Impl {
     const Tensor dead = unused().nonzero().to(torch::kCPU);
     if (dead.size(0) == 0) return;
     const Tensor energy = coded.residual_norms.to(torch::kFloat64).square().cumsum(1).contiguous();
-    detail::Random random({config.seed, kRevivedAtoms, static_cast<std::uint64_t>(step)});
-    for (std::int64_t i = 0; i < dead.size(0); ++i) {
+    detail::Random random({});
+    for (std::int64_t i = 0, before = -1; i < dead.size(0); ++i) {
       const std::int64_t p = dead[i][0].item<std::int64_t>(), n = dead[i][1].item<std::int64_t>();
+      if (p != std::exchange(before, p))
+        random = random_of(config,
+                           targets[static_cast<std::size_t>(p)],
+                           kRevivedAtoms,
+                           static_cast<std::uint64_t>(step));
       const double* sums = energy[p].data_ptr<double>();
       const double total = sums[batch_size() - 1];
       if (!(total > 0)) continue;
@@ -546,7 +573,8 @@ struct Trainer::Impl {
 Trainer::Trainer(const TrainConfig& config,
                  std::vector<TrainTarget> targets,
                  VectorStream& stream,
-                 const std::vector<float>& initial) {
+                 const std::vector<float>& initial,
+                 int dictionaries_of_job) {
   config.validate();
   const TrainConfig resolved = config.resolved();
   if (targets.empty() || static_cast<int>(targets.size()) != stream.num_dictionaries())
@@ -563,7 +591,7 @@ Trainer::Trainer(const TrainConfig& config,
                     stream.dim());
   if (resolved.threads > 0) torch::set_num_threads(resolved.threads);
   const torch::InferenceMode no_gradients;
-  impl_ = std::make_unique<Impl>(resolved, std::move(targets), stream);
+  impl_ = std::make_unique<Impl>(resolved, std::move(targets), stream, dictionaries_of_job);
   try {
     impl_->initialize(initial);
   } catch (const c10::Error& e) {
@@ -628,7 +656,7 @@ std::vector<int> Trainer::unused_atoms() const {
 void Trainer::save(const std::string& path, const std::map<std::string, std::string>& notes) const {
   const torch::InferenceMode no_gradients;
   std::map<std::string, std::string> metadata =
-      fingerprint(impl_->config, impl_->targets, impl_->stream);
+      fingerprint(impl_->config, impl_->targets, impl_->stream, impl_->dictionaries_of_job);
   metadata["format"] = kCheckpointFormat;
   metadata["budget"] = std::to_string(impl_->config.vectors);
   for (const auto& [name, value] : impl_->counters()) metadata[name] = std::to_string(*value);
@@ -664,7 +692,8 @@ std::map<std::string, std::string> Trainer::load(const std::string& path) {
   };
   if (text("format") != kCheckpointFormat)
     throw IoError(path + ": format is '" + text("format") + "', must be " + kCheckpointFormat);
-  for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets, impl_->stream))
+  for (const auto& [key, value] :
+       fingerprint(impl_->config, impl_->targets, impl_->stream, impl_->dictionaries_of_job))
     if (text(key) != value)
       throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) +
                             ", this run has " + value +
