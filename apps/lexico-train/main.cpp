@@ -15,8 +15,10 @@
 #include "common/memory.h"
 #include "common/options.h"
 #include "common/program.h"
+#include "common/ranks.h"
 #include "common/report/report.h"
 #include "lexico-train/codes.h"
+#include "lexico-train/parts.h"
 #include "lexico-train/plan.h"
 #include "lexico-train/run_folder.h"
 #include "lexico/activation_sampler.h"
@@ -35,7 +37,7 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
-struct Config {
+struct Config : RankConfig {
   std::string data, output, layers = "all", kinds = "both", validation_data, registry;
   std::int64_t validation_vectors = 16384;
   int pool_mib = 1024;
@@ -73,6 +75,7 @@ struct Config {
     visit("registry",
           self.registry,
           "JSON map that the .pt is entered in; empty: OUTPUT/path_to_dictionary.json");
+    RankConfig::for_each_field(self, visit);
     visit("resume", self.resume, "go on with the run in OUTPUT");
     visit("overwrite", self.overwrite, "start again in OUTPUT; the run there is removed");
     visit("dry_run", self.dry_run, "print the plan (vectors, memory, disk, time) and stop");
@@ -167,8 +170,9 @@ void require_same_model(const ActivationReader& a, const ActivationReader& b) {
 /// Logs means over intervals, saves checkpoints by the clock, and stops when the user asks.
 class Observer : public TrainObserver {
  public:
-  Observer(RunFolder& folder, const Trainer& trainer, double checkpoint_seconds)
+  Observer(RunFolder& folder, Parts* parts, const Trainer& trainer, double checkpoint_seconds)
       : folder_(folder),
+        parts_(parts),
         trainer_(trainer),
         checkpoint_seconds_(checkpoint_seconds),
         by_the_clock_(trainer.config().minutes > 0),
@@ -198,6 +202,7 @@ class Observer : public TrainObserver {
   }
 
   bool wants_stop() override {
+    if (parts_ != nullptr) parts_->pass_on_save_request();
     const bool requested = folder_.save_requested();
     if (requested ||
         std::chrono::duration<double>(Clock::now() - last_save_).count() > checkpoint_seconds_)
@@ -264,6 +269,7 @@ class Observer : public TrainObserver {
   }
 
   RunFolder& folder_;
+  Parts* parts_;
   const Trainer& trainer_;
   double checkpoint_seconds_;
   bool by_the_clock_;
@@ -460,6 +466,7 @@ report::EvaluationReport evaluate_run(const Config& config,
 void print_plan(const Config& config,
                 const TrainConfig& train,
                 const TrainSizes& sizes,
+                int num_parts,
                 const TrainPlan& planned,
                 const ActivationReader& reader,
                 std::int64_t training_rows,
@@ -467,6 +474,7 @@ void print_plan(const Config& config,
   const std::int64_t free = free_bytes(config.output), memory = available_memory_bytes();
   Json plan;
   plan["dictionaries"] = sizes.dictionaries;
+  plan["parts"] = num_parts;
   plan["num_atoms"] = train.num_atoms;
   plan["dim"] = sizes.dim;
   plan["training_vectors_per_dictionary"] = steps * train.batch_size;
@@ -498,6 +506,9 @@ void print_plan(const Config& config,
             << format_count(static_cast<double>(training_rows)) << " vectors for each of "
             << sizes.dictionaries << " dictionaries of " << train.num_atoms << " atoms, dim "
             << sizes.dim << '\n'
+            << (num_parts == 1 ? std::string()
+                               : "  ranks     " + std::to_string(num_parts) +
+                                     " share them; memory is that of one, disk that of all\n")
             << "  training  " << train.recipe << ": "
             << format_count(plan["training_vectors_per_dictionary"]) << " vectors each ("
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
@@ -652,14 +663,234 @@ std::string write_dictionary_files(const Config& config,
 std::vector<Option> lasting(std::vector<Option> options) {
   std::erase_if(options, [](const Option& option) {
     return option.key == "resume" || option.key == "overwrite" || option.key == "dry_run" ||
-           option.key == "json";
+           option.key == "json" || option.key == "rank" || option.key == "num_ranks" ||
+           option.key == "rank_timeout";
   });
   return options;
 }
 
-RunFolder::IfExists if_exists(const Config& config) {
-  if (config.resume) return RunFolder::IfExists::kResume;
+/// Several ranks go on with a run unasked: that is what a launcher's restart means.
+RunFolder::IfExists if_exists(const Config& config, const Ranks& ranks) {
+  std::error_code error;
+  if (config.resume ||
+      (ranks.many() && !config.overwrite && fs::exists(config.output + "/run.json", error)))
+    return RunFolder::IfExists::kResume;
   return config.overwrite ? RunFolder::IfExists::kOverwrite : RunFolder::IfExists::kRefuse;
+}
+
+/// What all parts of a run have in common.
+struct Job {
+  const Config& config;
+  const std::vector<Option>& options;
+  const Ranks& ranks;
+  Parts& parts;
+  ActivationReader& reader;
+  const TrainingFrame& frame;
+  std::int64_t training_rows;
+  Validation validation;
+
+  int num_dictionaries() const { return static_cast<int>(parts.all_targets().size()); }
+};
+
+std::size_t num_sources(const std::vector<TrainTarget>& targets) {
+  std::set<std::pair<int, Kind>> sources;
+  for (const TrainTarget& target : targets) {
+    sources.insert({target.layer, target.kind});
+    for (int layer : target.more_layers) sources.insert({layer, target.kind});
+  }
+  return sources.size();
+}
+
+/// One part's vectors, in the order that all parts have: its pool is its share of the memory.
+std::unique_ptr<ActivationSampler> sampler_of(const Job& job, int part) {
+  const std::vector<TrainTarget> targets = job.parts.targets(part);
+  const std::size_t bytes = static_cast<std::size_t>(job.config.pool_mib) << 20;
+  return std::make_unique<ActivationSampler>(
+      job.reader,
+      targets,
+      job.training_rows,
+      job.config.train.seed,
+      bytes * num_sources(targets) / num_sources(job.parts.all_targets()),
+      job.frame);
+}
+
+std::map<std::string, std::string> fingerprint_of(const Job& job,
+                                                  int part,
+                                                  const VectorStream& stream) {
+  return fingerprint(
+      job.config.train.resolved(), job.parts.targets(part), stream, job.num_dictionaries());
+}
+
+/// Of a trainer of `targets`, which are all or a part.
+TrainSizes sizes_of(const Job& job,
+                    const std::vector<TrainTarget>& targets,
+                    const ActivationSampler& sampler) {
+  const ActivationInfo& info = job.reader.info();
+  const TrainConfig& train = job.config.train;
+  TrainSizes sizes{train.resolved(),
+                   job.config.codes,
+                   static_cast<std::int64_t>(targets.size()),
+                   0,
+                   info.head_dim,
+                   info.kv_heads,
+                   static_cast<std::int64_t>(sampler.pool_bytes()),
+                   sampler.pool_rows(),
+                   job.validation.num_rows,
+                   job.config.resume,
+                   info.key_stage == KeyStage::kPostRope && job.frame.transforms.empty() &&
+                       train.dictionaries != "head"};
+  for (const TrainTarget& target : targets)
+    sizes.stored += 1 + static_cast<std::int64_t>(target.more_layers.size());
+  return sizes;
+}
+
+/// Memory of the process that trains a part and, of the leading rank, makes the whole; disk of all.
+TrainPlan plan_part(const Job& job,
+                    int part,
+                    const ActivationSampler& sampler,
+                    double resident,
+                    std::int64_t steps) {
+  const TrainSizes own = sizes_of(job, job.parts.targets(part), sampler),
+                   all = sizes_of(job, job.parts.all_targets(), sampler);
+  TrainPlan plan = plan_training(all, resident, steps);
+  if (!job.parts.many()) return plan;
+  plan.phases = plan_training(own, resident, steps).phases;
+  const double others = sizeof(float) * static_cast<double>(all.dictionaries - own.dictionaries) *
+                        own.train.num_atoms * static_cast<double>(own.dim);
+  for (const std::size_t phase : {2, 3}) plan.phases[phase].bytes += others;
+  plan.left_beside_checkpoints += others;  // learned.safetensors
+  return plan;
+}
+
+/// What learns one part.
+struct PartTraining {
+  std::unique_ptr<ActivationSampler> sampler;
+  std::unique_ptr<Trainer> trainer;
+  double resident = static_cast<double>(resident_bytes());  ///< before there was a trainer
+
+  /// @throws ResourceError if it does not fit.
+  PartTraining(const Job& job, int part) : sampler(sampler_of(job, part)) {
+    if (!job.config.dry_run) {
+      const TrainPlan planned =
+          plan_part(job,
+                    part,
+                    *sampler,
+                    resident,
+                    std::max<std::int64_t>(500, job.config.train.resolved().num_steps()));
+      require_memory(planned.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
+      if (!job.config.resume && job.ranks.leads())  // what is there already counts
+        require_disk(job.config.output, planned.disk_most_bytes(), "--dry-run says for what");
+    }
+    const std::vector<TrainTarget> targets = job.parts.targets(part);
+    const Config& config = job.config;
+    std::vector<float> initial;
+    if (!config.train.initial.empty())
+      initial = initial_atoms(read_dictionaries(config.train.initial),
+                              config.train.initial,
+                              targets,
+                              config.train,
+                              job.reader.info().head_dim,
+                              job.reader.info().key_stage);
+    trainer =
+        std::make_unique<Trainer>(config.train, targets, *sampler, initial, job.num_dictionaries());
+  }
+};
+
+/// Trains one part to its end. @throws Interrupted if a stop is asked for before.
+Learned train_part(
+    const Job& job, int part, PartTraining training, RunFolder& folder, bool resume) {
+  const Config& config = job.config;
+  Trainer& trainer = *training.trainer;
+  const std::vector<TrainTarget> targets = job.parts.targets(part);
+  const ActivationInfo& info = job.reader.info();
+  std::optional<CheckpointNotes> notes;
+  if (resume) notes = folder.restore(trainer);
+  if (!notes && config.resume && job.ranks.leads())
+    log_warning(folder.path() + ": no checkpoint yet, starting at step 0");
+  folder.open_metrics(targets, trainer.step());
+  const TrainConfig& resolved = trainer.config();
+  log_info("training " + std::to_string(targets.size()) +
+           (targets.size() == 1 ? " dictionary" : " dictionaries") +
+           (job.parts.many() ? " (" + job.parts.name(part) + ")" : "") + " of " +
+           std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
+           ", recipe " + resolved.recipe + ", " +
+           (resolved.num_steps() > 0
+                ? format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
+                      " vectors each"
+                : value_text(resolved.minutes) + " minutes") +
+           (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
+
+  Observer observer(
+      folder, job.ranks.leads() ? &job.parts : nullptr, trainer, config.checkpoint_seconds);
+  if (notes) observer.restore(*notes);
+  bool finished = false;
+  try {
+    finished = trainer.run(observer);
+  } catch (const Diverged& e) {
+    observer.flush();
+    DictionarySet best = learned_dictionaries(trainer, targets, job.frame, info);
+    best.metadata = provenance(config, trainer.config(), info, job.options);
+    best.metadata["diverged"] = e.what();
+    write_dictionaries(best, folder.file("dictionary.safetensors"));
+    throw Diverged(std::string(e.what()) + "; they are in " +
+                   folder.file("dictionary.safetensors"));
+  }
+  if (finished) observer.flush();
+  observer.save();
+  folder.request_is_met();
+  if (!finished)
+    throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
+                      std::to_string(resolved.num_steps()) +
+                      "; the same command with --resume goes on from there");
+  return {learned_dictionaries(trainer, targets, job.frame, info),
+          trainer.unused_atoms(),
+          trainer.step(),
+          resolved.vectors,
+          trainer.bad_vectors(),
+          trainer.skipped_batches()};
+}
+
+/// Of a run in several parts: trains one that is not done yet and leaves it in its folder.
+Learned finish_part(const Job& job, int part, std::unique_ptr<PartTraining> training) {
+  const auto own =
+      fingerprint_of(job, part, training ? *training->sampler : *sampler_of(job, part));
+  try {
+    if (std::optional<Learned> done = job.parts.read(part, own)) return std::move(*done);
+  } catch (const IoError& e) {
+    log_warning(std::string(e.what()) + "; it is made again");
+  }
+  if (!training) training = std::make_unique<PartTraining>(job, part);
+  RunFolder folder(job.parts.folder(part), RunFolder::IfExists::kResume);
+  Learned learned = train_part(job, part, std::move(*training), folder, true);
+  job.parts.write(part, learned, own);
+  return learned;
+}
+
+/// All parts of a run of several: this rank's are trained, the others waited for.
+/// @returns nothing if this is not the rank that merges.
+std::optional<Learned> train_parts(const Job& job, std::unique_ptr<PartTraining> first) {
+  const auto missing = [&](int rank) {
+    job.parts.pass_on_save_request();
+    return job.parts.missing(job.ranks, rank);
+  };
+  std::vector<Learned> learned(static_cast<std::size_t>(job.parts.count()));
+  for (int part = 0; part < job.parts.count(); ++part) {
+    if (!job.ranks.owns(static_cast<std::size_t>(part))) continue;
+    try {
+      learned[static_cast<std::size_t>(part)] = finish_part(job, part, std::move(first));
+    } catch (const Interrupted& e) {
+      const std::string lost =
+          job.ranks.leads() ? killed_ranks(job.config.output, job.ranks, missing) : "";
+      throw Interrupted(e.what() + (lost.empty() ? "" : "; " + lost));
+    }
+  }
+  if (!job.ranks.leads()) return {};
+  wait_for_ranks(job.config.output, job.ranks, job.config.rank_timeout, missing);
+  for (int part = 0; part < job.parts.count(); ++part)
+    if (!job.ranks.owns(static_cast<std::size_t>(part)))
+      learned[static_cast<std::size_t>(part)] =
+          job.parts.read(part, fingerprint_of(job, part, *sampler_of(job, part))).value();
+  return merged(std::move(learned));
 }
 
 int train(const Config& config,
@@ -667,6 +898,9 @@ int train(const Config& config,
           const std::string& command) {
   const Clock::time_point began = Clock::now();
   const std::vector<Option> options = lasting(all_options);
+  const Ranks ranks = config.resolve();
+  if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
+  if (config.dry_run && !ranks.leads()) return 0;
   ActivationReader reader(config.data);
   choose_key_stage(reader, config);
   const ActivationInfo& info = reader.info();
@@ -692,114 +926,87 @@ int train(const Config& config,
   if (training_rows < 1 || validation.num_rows < 1)
     throw IoError(config.data + ": " + std::to_string(reader.num_rows()) +
                   " vectors a layer are too few to train on");
-  if (training_rows < config.train.num_atoms)
+  if (training_rows < config.train.num_atoms && ranks.leads())
     log_warning("only " + std::to_string(training_rows) + " vectors for " +
                 std::to_string(config.train.num_atoms) +
                 " atoms: the dictionary will know them by heart");
 
-  const TrainingFrame frame = fit_frame(reader, targets, training_rows, config.train);
-  std::vector<float> initial;
-  if (!config.train.initial.empty())
-    initial = initial_atoms(read_dictionaries(config.train.initial),
-                            config.train.initial,
-                            targets,
-                            config.train,
-                            info.head_dim,
-                            info.key_stage);
-  ActivationSampler sampler(reader,
-                            targets,
-                            training_rows,
-                            config.train.seed,
-                            static_cast<std::size_t>(config.pool_mib) << 20,
-                            frame);
-  TrainSizes sizes{config.train.resolved(),
-                   config.codes,
-                   static_cast<std::int64_t>(targets.size()),
-                   0,
-                   info.head_dim,
-                   info.kv_heads,
-                   static_cast<std::int64_t>(sampler.pool_bytes()),
-                   sampler.pool_rows(),
-                   validation.num_rows,
-                   config.resume,
-                   info.key_stage == KeyStage::kPostRope && frame.transforms.empty() &&
-                       config.train.dictionaries != "head"};
-  for (const TrainTarget& target : targets)
-    sizes.stored += 1 + static_cast<std::int64_t>(target.more_layers.size());
-  const auto resident = static_cast<double>(resident_bytes());
-  const auto plan = [&](std::int64_t steps) { return plan_training(sizes, resident, steps); };
-  if (!config.dry_run) {
-    const TrainPlan planned = plan(std::max<std::int64_t>(500, sizes.train.num_steps()));
-    require_memory(planned.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
-    if (!config.resume)  // what is there already counts
-      require_disk(config.output, planned.disk_most_bytes(), "--dry-run says for what");
+  // The leading rank decides how the run is cut; nothing is written before it has seen that all
+  // settings are in order.
+  std::optional<SignOfLife> alive;
+  int num_parts = config.overwrite ? 0 : Parts::count_in(config.output);
+  if (num_parts == 0) num_parts = std::min(ranks.size, static_cast<int>(targets.size()));
+  if (!ranks.leads()) {
+    make_folder(config.output);
+    num_parts = std::stoi(alive.emplace(config.output, ranks).wait_for_word(config.rank_timeout));
   }
-  Trainer trainer(config.train, targets, sampler, initial);
-  const TrainConfig& resolved = trainer.config();
+  Parts parts(config.output, targets, num_parts);
+  const TrainingFrame frame = fit_frame(reader, targets, training_rows, config.train);
+  const Job job{config, options, ranks, parts, reader, frame, training_rows, validation};
+  std::unique_ptr<PartTraining> first;
+  if (ranks.leads()) first = std::make_unique<PartTraining>(job, 0);
   if (config.dry_run) {
+    Trainer& trainer = *first->trainer;
+    const TrainConfig& train = trainer.config();
     const double reading = seconds_since(began), step = probe_step_seconds(trainer);
-    const std::int64_t steps = resolved.minutes > 0
-                                   ? static_cast<std::int64_t>(60 * resolved.minutes / step)
-                                   : resolved.num_steps();
-    TrainPlan planned = plan(steps);
+    const std::int64_t steps = train.minutes > 0
+                                   ? static_cast<std::int64_t>(60 * train.minutes / step)
+                                   : train.num_steps();
+    TrainPlan planned = plan_part(job, 0, *first->sampler, first->resident, steps);
     planned.phases[0].seconds = reading;
     planned.phases[1].seconds = step * static_cast<double>(steps);
     planned.one_checkpoint = planned.phases[1].seconds < config.checkpoint_seconds;
-    probe_results(config,
-                  resolved,
-                  learned_dictionaries(trainer, targets, frame, info),
-                  reader,
-                  training_rows,
-                  validation,
-                  planned);
-    print_plan(config, resolved, sizes, planned, reader, training_rows, steps);
+    const DictionarySet own = learned_dictionaries(trainer, parts.targets(0), frame, info);
+    probe_results(config, train, own, reader, training_rows, validation, planned);
+    for (const std::size_t phase : {2, 3})  // of all parts
+      planned.phases[phase].seconds *=
+          static_cast<double>(targets.size()) / static_cast<double>(parts.targets(0).size());
+    print_plan(config,
+               train,
+               sizes_of(job, targets, *first->sampler),
+               num_parts,
+               planned,
+               reader,
+               training_rows,
+               steps);
+    return 0;
+  }
+  if (!ranks.leads()) {
+    train_parts(job, nullptr);
     return 0;
   }
 
   check_registry(registry_of(config), config.output);
-  RunFolder folder(config.output, if_exists(config));
-  std::optional<CheckpointNotes> notes;
-  if (config.resume && !(notes = folder.restore(trainer)))
-    log_warning(config.output + ": no checkpoint yet, starting at step 0");
-  folder.open_metrics(targets, trainer.step());
-  write_file(folder.file("config.yaml"),
-             "# What this run was trained with; lexico-train -c reads it.\n" + to_yaml(options));
+  const RunFolder::IfExists how = if_exists(config, ranks);
+  RunFolder folder(config.output, how);
+  std::error_code not_empty;
+  if (parts.many()) fs::remove(folder.file("checkpoints"), not_empty);  // each part has its own
+  const bool is_new = !fs::exists(folder.file("run.json"));
   Json run = run_record(config, command, reader);
-  write_file(folder.file("run.json"), json_text(run));
-  log_info("training " + std::to_string(targets.size()) + " dictionaries of " +
-           std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
-           ", recipe " + resolved.recipe + ", " +
-           (resolved.num_steps() > 0
-                ? format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
-                      " vectors each"
-                : value_text(resolved.minutes) + " minutes") +
-           (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
-
+  run["parts"] = num_parts;
+  const auto record = [&] {
+    write_file(folder.file("config.yaml"),
+               "# What this run was trained with; lexico-train -c reads it.\n" + to_yaml(options));
+    write_file(folder.file("run.json"), json_text(run));
+  };
+  if (is_new) record();
+  alive.emplace(config.output, ranks).say(std::to_string(num_parts));
+  if (ranks.size > num_parts)
+    log_info("the run has " + std::to_string(num_parts) + (num_parts == 1 ? " part" : " parts") +
+             ": ranks from " + std::to_string(num_parts) + " on have nothing to do");
   const Clock::time_point ready = Clock::now();
-  Observer observer(folder, trainer, config.checkpoint_seconds);
-  if (notes) observer.restore(*notes);
-  bool finished = false;
-  try {
-    finished = trainer.run(observer);
-  } catch (const Diverged& e) {
-    observer.flush();
-    DictionarySet best = learned_dictionaries(trainer, targets, frame, info);
-    best.metadata = provenance(config, trainer.config(), info, options);
-    best.metadata["diverged"] = e.what();
-    write_dictionaries(best, folder.file("dictionary.safetensors"));
-    throw Diverged(std::string(e.what()) + "; they are in " +
-                   folder.file("dictionary.safetensors"));
-  }
-  if (finished) observer.flush();
-  observer.save();
-  folder.request_is_met();
-  if (!finished)
-    throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
-                      std::to_string(resolved.num_steps()) +
-                      "; the same command with --resume goes on from there");
-
+  Learned learned =
+      parts.many()
+          ? train_parts(job, std::move(first)).value()
+          : train_part(job, 0, std::move(*first), folder, how == RunFolder::IfExists::kResume);
+  if (!is_new) record();
+  if (parts.many()) merge_metrics(parts, folder);
   const Clock::time_point trained = Clock::now();
-  DictionarySet set = learned_dictionaries(trainer, targets, frame, info);
+  const double seconds = std::chrono::duration<double>(trained - ready).count();
+  TrainConfig resolved = config.train.resolved();
+  resolved.vectors = learned.vectors;
+
+  DictionarySet& set = learned.dictionaries;
   set.metadata = provenance(config, resolved, info, options);
   fit_formats(set, reader, training_rows, config.codes, resolved);
   const Clock::time_point coded = Clock::now();
@@ -809,30 +1016,28 @@ int train(const Config& config,
   const std::string no_pt = write_dictionary_files(config, resolved, folder, set, info);
   folder.log_scalar("RelativeReconstructionError/eval",
                     std::stod(set.metadata["held_out_relative_error"]),
-                    trainer.step());
+                    learned.steps);
 
   result.title = "Training of dictionaries for " + info.model;
   result.command = command;
   result.version = std::string("lexico-train ") + lexico_version();
   result.created = utc_time();
   if (!no_pt.empty()) result.notes.push_back(no_pt);
-  if (trainer.bad_vectors() > 0)
+  if (learned.bad_vectors > 0)
     result.notes.push_back(
-        std::to_string(trainer.bad_vectors()) +
-        " vectors with NaN or Inf were left out of training" +
-        (trainer.skipped_batches() == 0
+        std::to_string(learned.bad_vectors) + " vectors with NaN or Inf were left out of training" +
+        (learned.skipped_batches == 0
              ? ""
-             : "; " + std::to_string(trainer.skipped_batches()) + " batches held nothing else"));
-  report::Training training{resolved.recipe, to_yaml(options), observer.seconds(), folder.series()};
-  const std::vector<int> unused = trainer.unused_atoms();
+             : "; " + std::to_string(learned.skipped_batches) + " batches held nothing else"));
+  report::Training training{resolved.recipe, to_yaml(options), seconds, folder.series()};
   for (std::size_t i = 0; i < training.series.size(); ++i)
-    training.series[i].unused_atoms = unused[i];
+    training.series[i].unused_atoms = learned.unused_atoms[i];
   result.training = std::move(training);
   report::write_report(result, folder.path());
   run["finished"] = utc_time();
-  run["seconds"] = observer.seconds();
+  run["seconds"] = seconds;
   run["phases"] = {{"reading", std::chrono::duration<double>(ready - began).count()},
-                   {"training", std::chrono::duration<double>(trained - ready).count()},
+                   {"training", seconds},
                    {"codes", std::chrono::duration<double>(coded - trained).count()},
                    {"report", seconds_since(coded)}};
   run["peak_memory_bytes"] = peak_resident_bytes();
@@ -846,7 +1051,7 @@ int train(const Config& config,
     std::cout << report::console_table(result);
   log_info("wrote " + folder.file("dictionary.safetensors") +
            (no_pt.empty() ? ", dictionary.pt" : "") + " and report.html in " +
-           format_duration(observer.seconds()));
+           format_duration(seconds));
   return 0;
 }
 

@@ -10,6 +10,7 @@
 #include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
+#include "common/ranks.h"
 #include "lexico/error.h"
 #include "lexico/files.h"
 
@@ -32,17 +33,32 @@ bool is_ours(const fs::path& path) {
                           "metrics.csv",
                           "checkpoints",
                           kSaveRequest,
+                          "parts",
+                          "learned.safetensors",
                           "path_to_dictionary.json"})
     if (name == own) return true;
-  return name.starts_with("dictionary.") || name.starts_with("report.") ||
-         name.starts_with("events.out.tfevents.") || name.ends_with(".partial");
+  return name.starts_with(kRankFiles) || name.starts_with("dictionary.") ||
+         name.starts_with("report.") || name.starts_with("events.out.tfevents.") ||
+         name.ends_with(".partial");
 }
+
+/// Nothing but what ranks that wait for this one have put there.
+bool is_as_empty(const std::string& folder) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
+    if (!entry.path().filename().string().starts_with(kRankFiles)) return false;
+  return true;
+}
+
+}  // namespace
 
 void make_folder(const std::string& path) {
   std::error_code error;
   if (fs::create_directories(path, error)) sync_folder(fs::absolute(path).parent_path().string());
   if (error) throw ResourceError(path + ": cannot make the folder: " + error.message());
 }
+
+namespace {
 
 /// What a run that was cut off was about to write.
 void remove_left_over(const std::string& folder) {
@@ -120,8 +136,7 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
       if (!is_ours(entry.path()))
         throw InvalidArgument(path_ + ": holds other files and no run to resume");
   }
-  if (if_exists == IfExists::kRefuse && fs::is_directory(path_, error) &&
-      !fs::is_empty(path_, error))
+  if (if_exists == IfExists::kRefuse && fs::is_directory(path_, error) && !is_as_empty(path_))
     throw InvalidArgument(
         path_ + ": is not empty; --resume goes on with the run in it, --overwrite starts again");
   if (if_exists == IfExists::kOverwrite && fs::is_directory(path_, error)) {

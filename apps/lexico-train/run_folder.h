@@ -64,6 +64,9 @@ class RunFolder {
   std::chrono::steady_clock::time_point last_look_ = {};
 };
 
+/// And those above it. @throws ResourceError.
+void make_folder(const std::string& path);
+
 /// Before hours of work. @throws IoError if `registry` is there but not a JSON map, ResourceError
 /// if its folder is neither there nor the run's own.
 void check_registry(const std::string& registry, const std::string& run_folder);
