@@ -170,7 +170,8 @@ SignOfLife::SignOfLife(const std::string& folder, const Ranks& ranks)
     while (!stopping_) {
       beat();
       if (word_) answer();
-      wake_.wait_for(lock, std::chrono::milliseconds(word_ && !all_answered() ? 100 : 1000));
+      const bool others_wait = word_ && !all_answered();
+      wake_.wait_for(lock, std::chrono::milliseconds(others_wait || waiting_ ? 100 : 1000));
     }
   });
 }
@@ -216,12 +217,16 @@ bool SignOfLife::all_answered() const {
   return std::count(answers_.begin(), answers_.end(), '\n') == ranks_.size - 1;
 }
 
-std::string SignOfLife::wait_for_word(double timeout) const {
+std::string SignOfLife::wait_for_word(double timeout) {
+  waiting_ = true;
   Heard leader;
   for (;;) {
     std::istringstream answers(text_of(answers_file(folder_)).value_or(""));
     for (std::string line; std::getline(answers, line);)
-      if (line.starts_with(nonce_ + " ")) return line.substr(nonce_.size() + 1);
+      if (line.starts_with(nonce_ + " ")) {
+        waiting_ = false;
+        return line.substr(nonce_.size() + 1);
+      }
     leader.listen(text_of(alive_file(folder_, 0)));
     if (stop_requested()) throw Interrupted("stopped while waiting for rank 0; --resume goes on");
     if (leader.silence() > timeout)

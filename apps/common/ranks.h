@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -64,7 +65,7 @@ class SignOfLife {
   void say(const std::string& word);
   /// Of another rank: waits for that word. @throws Interrupted if the leading rank was not heard of
   /// for `timeout` seconds, or a stop is asked for.
-  std::string wait_for_word(double timeout) const;
+  std::string wait_for_word(double timeout);
 
  private:
   void beat();
@@ -79,6 +80,7 @@ class SignOfLife {
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;
+  std::atomic<bool> waiting_ = false;
   std::optional<std::string> word_;
   std::thread thread_;
 };

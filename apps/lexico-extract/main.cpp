@@ -287,16 +287,16 @@ int run(int argc, char** argv) {
            format_bytes(static_cast<double>(plan.bytes)) + " in " +
            std::to_string(plan.shards.size()) + (plan.shards.size() == 1 ? " file" : " files") +
            ": " + output.path());
+  const auto missing = [&](int rank) { return missing_shards(plan, output, ranks, rank); };
   ExtractionResult result;
   try {
     result = extract(model, corpus, plan, output, finished, config.benchmark);
   } catch (const Interrupted&) {
-    throw Interrupted(after_stop(plan, output, again));
+    const std::string lost = ranks.leads() ? killed_ranks(output.path(), ranks, missing) : "";
+    throw Interrupted((lost.empty() ? "" : lost + "; ") + after_stop(plan, output, again));
   }
   if (!ranks.leads()) return 0;
-  wait_for_ranks(output.path(), ranks, config.rank_timeout, [&](int rank) {
-    return missing_shards(plan, output, ranks, rank);
-  });
+  wait_for_ranks(output.path(), ranks, config.rank_timeout, missing);
   const std::string verdict = verdict_of(plan, output, result);
   if (!config.json) {
     std::cout << verdict << "\n";

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # small steps on a busy mac
 TRAIN = str((Path(os.environ["LEXICO_BIN"]) / "lexico-train").resolve())
 SMALL = ["--data", "../a.h5", "--num-atoms", "48", "--sparsity", "3", "--vectors", "20000", "--batch-size", "256",
          "--validation-vectors", "500", "--code-vectors", "1024", "--threads", "1", "-o", "run"]  # fmt: skip
-LONG = [*SMALL, "--vectors", "400000", "--checkpoint-seconds", "0.05", "--coding", "exact"]
+LONG = [*SMALL, "--vectors", "600000", "--checkpoint-seconds", "0.05", "--coding", "exact"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_ranks_learn_what_one_process_learns(place, ranks, extra):
     assert (one / "run/metrics.csv").read_text().splitlines()[0] == (many / "run/metrics.csv").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("ranks_after", [1, 2, 3])
+@pytest.mark.parametrize("ranks_after", [1, 3])
 def test_a_killed_rank_is_named_and_the_resumed_run_completes(place, long_run, ranks_after):
     folder = fresh(place, f"killed{ranks_after}")
     processes = [start(folder, rank, 2, *LONG) for rank in (0, 1)]
@@ -145,10 +145,11 @@ def test_a_stopped_job_goes_on_by_itself_when_it_is_started_again(place, long_ru
         process.send_signal(signal.SIGUSR1)
     codes, said = end(*processes)
     assert codes == [75, 75], said
-    assert "stopped at step" in said[0][1] and "rank 1 of 2: stopped at step" in said[1][1]
+    assert "stopped" in said[0][1] and "--resume goes on" in said[0][1]
+    assert "lexico-train: rank 1 of 2: stopped at step" in said[1][1]
     codes, said = end(*(start(folder, rank, 2, *LONG) for rank in (0, 1)))
     assert codes == [0, 0], said
-    assert "from step" in said[0][1] and learnt(folder) == long_run
+    assert learnt(folder) == long_run
 
 
 def test_a_request_to_save_reaches_every_part(place):
@@ -227,4 +228,4 @@ def test_a_launcher_shares_the_work_out_and_survives_a_killed_rank(place, long_r
     codes, said = end(job)
     assert codes == [0], said
     assert learnt(folder) == long_run and not left_over(folder)
-    assert said[0][0].count("as stored") + said[0][0].count("s=3") >= 1 and said[0][1].count("training 2 dictionaries") == 1
+    assert said[0][0].count("Training of dictionaries") == 1 and said[0][1].count("wrote run/dictionary.safetensors") == 1
