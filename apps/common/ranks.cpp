@@ -106,14 +106,20 @@ std::string this_machine() {
   return std::string(host) + ":" + space;
 }
 
-/// A process of this machine that has ended.
-bool was_killed(const Sign& sign) {
-  if (sign.pid <= 0 || sign.machine != this_machine() || sign.machine.ends_with("?")) return false;
-  const std::optional<std::string> stat = text_of("/proc/" + std::to_string(sign.pid) + "/stat");
-  if (!stat) return true;
-  const std::size_t name_end = stat->rfind(')');  // "pid (name) state ..."
-  return name_end != std::string::npos && stat->compare(name_end, 3, ") Z") == 0;
+bool is_of_this_machine(const Sign& sign) {
+  return sign.pid > 0 && sign.machine == this_machine() && !sign.machine.ends_with("?");
 }
+
+bool is_running(long pid) {
+  const std::optional<std::string> stat = text_of("/proc/" + std::to_string(pid) + "/stat");
+  if (!stat) return false;
+  const std::size_t name_end = stat->rfind(')');  // "pid (name) state ..."
+  return name_end == std::string::npos || stat->compare(name_end, 3, ") Z") != 0;
+}
+
+/// As far as this machine can tell.
+bool was_killed(const Sign& sign) { return is_of_this_machine(sign) && !is_running(sign.pid); }
+bool is_alive(const Sign& sign) { return is_of_this_machine(sign) && is_running(sign.pid); }
 
 std::string name_of(int rank, const Ranks& ranks) {
   return "rank " + std::to_string(rank) + " of " + std::to_string(ranks.size);
@@ -155,12 +161,37 @@ Ranks RankConfig::resolve() const {
   return {};
 }
 
+void take_own_gpu(const Ranks& ranks, const std::string& device) {
+  if (!ranks.many() || (device != "cuda" && device != "auto")) return;
+  const char* place = nullptr;
+  for (const char* variable :
+       {"LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"})
+    if (place == nullptr && std::getenv(variable) != nullptr) place = variable;
+  if (place == nullptr) return;
+  std::vector<std::string> gpus;
+  if (const char* visible = std::getenv("CUDA_VISIBLE_DEVICES")) {
+    gpus = split_commas({visible});
+  } else {
+    std::error_code error;
+    for (std::filesystem::directory_iterator gpu("/proc/driver/nvidia/gpus", error), end;
+         !error && gpu != end;
+         gpu.increment(error))
+      gpus.push_back(std::to_string(gpus.size()));
+  }
+  const int local_rank = whole_number(place);
+  if (gpus.size() < 2 || local_rank < 0) return;
+  setenv(
+      "CUDA_VISIBLE_DEVICES", gpus[static_cast<std::size_t>(local_rank) % gpus.size()].c_str(), 1);
+}
+
 SignOfLife::SignOfLife(const std::string& folder, const Ranks& ranks)
     : folder_(folder), ranks_(ranks) {
-  if (ranks.leads()) {  // those of ranks that live are back within a second
+  if (ranks.leads()) {
     std::error_code error;
     for (const auto& entry : std::filesystem::directory_iterator(folder, error))
-      if (entry.path().filename().string().starts_with(kRankFiles)) unlink(entry.path().c_str());
+      if (entry.path().filename().string().starts_with(kRankFiles) &&
+          !is_alive(parsed(text_of(entry.path()).value_or(""))))  // elsewhere: back in a second
+        unlink(entry.path().c_str());
   }
   if (!ranks.many()) return;
   std::random_device random;

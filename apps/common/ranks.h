@@ -50,6 +50,12 @@ struct RankConfig {
   Ranks resolve() const;
 };
 
+/// Ranks of one machine take its GPUs in turn: where `device` is "cuda" or "auto", several ranks
+/// run and several GPUs can be seen, this one sees from now on only that of its place on the
+/// machine (LOCAL_RANK, SLURM_LOCALID, OMPI_COMM_WORLD_LOCAL_RANK or MPI_LOCALRANKID). Before CUDA
+/// is used.
+void take_own_gpu(const Ranks& ranks, const std::string& device);
+
 /// While it lives, a file in the shared folder says that this rank does: its text changes every
 /// second. The leading rank's also removes what ranks that were killed have left there.
 class SignOfLife {

@@ -260,6 +260,7 @@ int run(int argc, char** argv) {
 
   const Ranks ranks = config.resolve();
   if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
+  take_own_gpu(ranks, config.device);
   Output output(config, ranks);
   LanguageModel model(config.model, config.device, config.threads);
   std::future<std::string> model_sha256 =

@@ -900,6 +900,7 @@ int train(const Config& config,
   const std::vector<Option> options = lasting(all_options);
   const Ranks ranks = config.resolve();
   if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
+  take_own_gpu(ranks, config.train.device);
   if (config.dry_run && !ranks.leads()) return 0;
   ActivationReader reader(config.data);
   choose_key_stage(reader, config);
