@@ -229,3 +229,24 @@ def test_a_launcher_shares_the_work_out_and_survives_a_killed_rank(place, long_r
     assert codes == [0], said
     assert learnt(folder) == long_run and not left_over(folder)
     assert said[0][0].count("Training of dictionaries") == 1 and said[0][1].count("wrote run/dictionary.safetensors") == 1
+
+
+def test_the_slurm_script_of_the_documentation_requeues_until_the_run_is_done(place, long_run):
+    """With stand-ins for srun and scontrol; the rest of the script is as printed."""
+    folder = fresh(place, "slurm")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "clusters.md").read_text()
+    script = next(part.split("```")[0] for part in page.split("```sh\n")[1:] if "#SBATCH" in part)
+    command = script[script.index("lexico-train --data") : script.index(" &\nstep")]
+    (folder / "job.sh").write_text(script.replace(command, " ".join([TRAIN, *LONG, "--resume"])))
+    (folder / "bin").mkdir()
+    shutil.copy(Path(__file__).with_name("slurm_stand_in.sh"), folder / "bin" / "srun")
+    (folder / "bin" / "scontrol").write_text('#!/bin/sh\necho "$@" >> requeued\n')
+    (folder / "bin" / "scontrol").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "1"}
+    job = subprocess.Popen(["bash", "job.sh"], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: checkpoints(folder, 1, 2) and checkpoints(folder, 2, 2))
+    job.send_signal(signal.SIGUSR1)
+    codes, said = end(job)
+    assert codes == [75] and (folder / "requeued").read_text() == "requeue 17\n", said
+    done = subprocess.run(["bash", "job.sh"], cwd=folder, env=environment, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0 and learnt(folder) == long_run, done
