@@ -41,8 +41,14 @@ std::string printed(const char* format, double value) {
   return text;
 }
 
+/// "rank 1 of 4: ", where this process is not the one that speaks.
+std::string& speaker() {
+  static std::string name;
+  return name;
+}
+
 int report(const char* name, const char* what, int code) {
-  std::cerr << name << ": " << what << std::endl;
+  std::cerr << name << ": " << speaker() << what << std::endl;
   return code;
 }
 
@@ -113,8 +119,8 @@ std::int64_t free_bytes(const std::string& path) {
 
 void speak_as_rank(int rank, int num_ranks) {
   logger().set_level(spdlog::level::warn);
-  logger().set_pattern("%^[%H:%M:%S]%$ rank " + std::to_string(rank) + " of " +
-                       std::to_string(num_ranks) + ": %v");
+  speaker() = "rank " + std::to_string(rank) + " of " + std::to_string(num_ranks) + ": ";
+  logger().set_pattern("%^[%H:%M:%S]%$ " + speaker() + "%v");
 }
 
 void log_info(const std::string& line) { logger().info(line); }

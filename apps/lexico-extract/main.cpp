@@ -1,12 +1,14 @@
 // lexico-extract: runs a language model over text and writes the keys and values of its layers to
 // HDF5.
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <future>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "common/json_text.h"
+#include "common/memory.h"
 #include "common/options.h"
 #include "common/program.h"
 #include "lexico-extract/config.h"
@@ -51,6 +53,11 @@ void ExtractConfig::validate() const {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 Json describe(const Plan& plan, const Output& output) {
   return {{"model", plan.info.model},
@@ -72,18 +79,63 @@ Json describe(const Plan& plan, const Output& output) {
           {"plan_hash", plan.info.plan_hash}};
 }
 
+/// Of batches on their way and of the writer, beside the model.
+double buffer_bytes(const Plan& plan) {
+  const ActivationInfo& info = plan.info;
+  const double row = static_cast<double>(info.head_dim) * sizeof(float),
+               tokens = static_cast<double>(plan.batch_size) * info.sequence_length,
+               batch = tokens * info.num_layers * 2 * info.kv_heads * row,
+               chunks = info.num_layers * 2.0 * 2048 * row * (info.half ? 0.5 : 1.0);
+  return 2 * batch + chunks;
+}
+
+struct PlannedPhase {
+  std::string name;
+  double bytes, seconds;
+};
+
+/// Reading is over: what it took is known. Two batches are run to see what the model takes.
+std::vector<PlannedPhase> planned_phases(LanguageModel& model,
+                                         const Corpus& corpus,
+                                         const Plan& plan,
+                                         double seconds_so_far) {
+  std::vector<PlannedPhase> phases = {
+      {"reading", static_cast<double>(peak_resident_bytes()), seconds_so_far}};
+  const double seconds =
+      probe_seconds_per_token(model, corpus, plan) * static_cast<double>(plan.num_tokens);
+  // The probe had one batch.
+  phases.push_back(
+      {"extracting",
+       static_cast<double>(peak_resident_bytes()) + 0.75 * buffer_bytes(plan) + kTorchBytes,
+       seconds});
+  return phases;
+}
+
 int print_plan(const ExtractConfig& config,
                LanguageModel& model,
                const Corpus& corpus,
                const Plan& plan,
-               const Output& output) {
-  const double seconds =
-      probe_seconds_per_token(model, corpus, plan) * static_cast<double>(plan.num_tokens);
-  const std::int64_t free = free_bytes(output.path());
+               const Output& output,
+               double seconds_so_far) {
+  const std::vector<PlannedPhase> phases = planned_phases(model, corpus, plan, seconds_so_far);
+  double bytes = 0, seconds = 0;
+  for (const PlannedPhase& phase : phases) {
+    bytes = std::max(bytes, phase.bytes);
+    seconds += phase.seconds;
+  }
+  const std::int64_t free = free_bytes(output.path()), memory = available_memory_bytes();
+  const bool fits_disk = free < 0 || plan.bytes <= free,
+             fits_memory = memory < 0 || bytes <= static_cast<double>(memory + resident_bytes());
   if (config.json) {
     Json json = describe(plan, output);
+    for (const PlannedPhase& phase : phases)
+      json["phases"].push_back(
+          {{"name", phase.name}, {"memory_bytes", phase.bytes}, {"seconds", phase.seconds}});
+    json["memory_bytes"] = bytes;
+    json["free_memory_bytes"] = memory;
     json["free_bytes"] = free;
     json["seconds"] = seconds;
+    json["fits"] = fits_disk && fits_memory;
     std::cout << json_text(json, 1);
     return 0;
   }
@@ -103,9 +155,17 @@ int print_plan(const ExtractConfig& config,
   std::cout << "disk     " << format_bytes(static_cast<double>(plan.bytes)) << " in "
             << plan.shards.size() << (plan.shards.size() == 1 ? " file" : " files");
   if (free >= 0) std::cout << ", " << format_bytes(static_cast<double>(free)) << " free";
+  std::cout << "\n";
+  for (const PlannedPhase& phase : phases)
+    std::cout << (phase.name + "          ").substr(0, 11) << format_bytes(phase.bytes)
+              << " of memory, about " << format_duration(phase.seconds) << "\n";
+  std::cout << "memory   " << format_bytes(bytes);
+  if (memory >= 0) std::cout << " of " << format_bytes(static_cast<double>(memory)) << " free";
   std::cout << "\ntime     about " << format_duration(seconds) << "\n";
-  if (free >= 0 && free < plan.bytes)
-    std::cout << "verdict  does not fit: lower --max-vectors (" << output.path() << ")\n";
+  if (!fits_disk)
+    std::cout << "verdict  does not fit the disk: lower --max-vectors (" << output.path() << ")\n";
+  else if (!fits_memory)
+    std::cout << "verdict  does not fit the memory: lower --batch-tokens\n";
   else
     std::cout << "verdict  fits; run it again without --dry-run\n";
   return 0;
@@ -196,9 +256,11 @@ int run(int argc, char** argv) {
   if (!parse_command_line(program, options, argc, argv)) return 0;
   config.validate();
   watch_stop_signals();
+  const auto began = Clock::now();
 
   const Ranks ranks = config.resolve();
   if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
+  take_own_gpu(ranks, config.device);
   Output output(config, ranks);
   LanguageModel model(config.model, config.device, config.threads);
   std::future<std::string> model_sha256 =
@@ -209,29 +271,33 @@ int run(int argc, char** argv) {
       make_plan(config, model.info(), model_sha256.get(), corpus, again, output.is_one_file());
   if (plan.info.key_stage == KeyStage::kPreRope && !model.info().rope.rotates())
     log_info(config.model + " has no RoPE: its keys are the same at both stages");
-  if (config.dry_run) return ranks.leads() ? print_plan(config, model, corpus, plan, output) : 0;
+  if (config.dry_run)
+    return ranks.leads() ? print_plan(config, model, corpus, plan, output, seconds_since(began))
+                         : 0;
 
   std::vector<bool> finished = output.prepare(plan);
   const SignOfLife alive(output.path(), ranks);
   for (std::size_t shard = 0; shard < finished.size(); ++shard)
     if (!ranks.owns(shard)) finished[shard] = true;  // by another rank
   check_space(plan, output, finished);
+  require_memory(static_cast<double>(resident_bytes()) + buffer_bytes(plan) + kTorchBytes,
+                 "lower --batch-tokens");
   log_info(format_count(static_cast<double>(plan.num_tokens)) + " tokens in " +
            std::to_string(plan.sequences.size()) + " sequences of up to " +
            std::to_string(plan.info.sequence_length) + ", " +
            format_bytes(static_cast<double>(plan.bytes)) + " in " +
            std::to_string(plan.shards.size()) + (plan.shards.size() == 1 ? " file" : " files") +
            ": " + output.path());
+  const auto missing = [&](int rank) { return missing_shards(plan, output, ranks, rank); };
   ExtractionResult result;
   try {
     result = extract(model, corpus, plan, output, finished, config.benchmark);
   } catch (const Interrupted&) {
-    throw Interrupted(after_stop(plan, output, again));
+    const std::string lost = ranks.leads() ? killed_ranks(output.path(), ranks, missing) : "";
+    throw Interrupted((lost.empty() ? "" : lost + "; ") + after_stop(plan, output, again));
   }
   if (!ranks.leads()) return 0;
-  wait_for_ranks(output.path(), ranks, config.rank_timeout, [&](int rank) {
-    return missing_shards(plan, output, ranks, rank);
-  });
+  wait_for_ranks(output.path(), ranks, config.rank_timeout, missing);
   const std::string verdict = verdict_of(plan, output, result);
   if (!config.json) {
     std::cout << verdict << "\n";

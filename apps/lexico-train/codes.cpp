@@ -22,7 +22,7 @@ constexpr int kBlocks = 16;  // of neighbouring rows, spread over the data: what
 int default_bits(int dim) { return std::min(208, 13 * dim / 4); }
 
 /// Rates of which a budget may choose one, as parts of the mean.
-constexpr double kRates[] = {0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0};
+constexpr double kRates[kNumRates] = {0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0};
 
 /// Rows of one dictionary in its frame, and the KV heads they take turns in.
 struct Sample {

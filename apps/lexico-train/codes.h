@@ -52,6 +52,9 @@ struct CodeConfig {
   std::string resolved_coding(const std::string& recipe) const;
 };
 
+/// Rates that are tried for each dictionary where a budget is shared out.
+inline constexpr int kNumRates = 9;
+
 /// Gives every dictionary its format, fitted on rows [0, num_rows) of `data`. `train` is resolved.
 /// @throws InvalidArgument naming the least bits or bytes if there are too few; Interrupted.
 void fit_formats(DictionarySet& set,

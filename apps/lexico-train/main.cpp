@@ -7,14 +7,19 @@
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <tuple>
 
 #include "common/json_text.h"
+#include "common/memory.h"
 #include "common/options.h"
 #include "common/program.h"
+#include "common/ranks.h"
 #include "common/report/report.h"
 #include "lexico-train/codes.h"
+#include "lexico-train/parts.h"
+#include "lexico-train/plan.h"
 #include "lexico-train/run_folder.h"
 #include "lexico/activation_sampler.h"
 #include "lexico/activations.h"
@@ -32,7 +37,7 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
-struct Config {
+struct Config : RankConfig {
   std::string data, output, layers = "all", kinds = "both", validation_data, registry;
   std::int64_t validation_vectors = 16384;
   int pool_mib = 1024;
@@ -70,6 +75,7 @@ struct Config {
     visit("registry",
           self.registry,
           "JSON map that the .pt is entered in; empty: OUTPUT/path_to_dictionary.json");
+    RankConfig::for_each_field(self, visit);
     visit("resume", self.resume, "go on with the run in OUTPUT");
     visit("overwrite", self.overwrite, "start again in OUTPUT; the run there is removed");
     visit("dry_run", self.dry_run, "print the plan (vectors, memory, disk, time) and stop");
@@ -164,8 +170,9 @@ void require_same_model(const ActivationReader& a, const ActivationReader& b) {
 /// Logs means over intervals, saves checkpoints by the clock, and stops when the user asks.
 class Observer : public TrainObserver {
  public:
-  Observer(RunFolder& folder, const Trainer& trainer, double checkpoint_seconds)
+  Observer(RunFolder& folder, Parts* parts, const Trainer& trainer, double checkpoint_seconds)
       : folder_(folder),
+        parts_(parts),
         trainer_(trainer),
         checkpoint_seconds_(checkpoint_seconds),
         by_the_clock_(trainer.config().minutes > 0),
@@ -195,12 +202,36 @@ class Observer : public TrainObserver {
   }
 
   bool wants_stop() override {
-    if (std::chrono::duration<double>(Clock::now() - last_save_).count() > checkpoint_seconds_) {
-      flush();
-      folder_.save_checkpoint(trainer_);
-      last_save_ = Clock::now();
+    if (parts_ != nullptr) parts_->pass_on_save_request();
+    const bool requested = folder_.save_requested();
+    if (requested ||
+        std::chrono::duration<double>(Clock::now() - last_save_).count() > checkpoint_seconds_)
+      save();
+    if (requested) {
+      folder_.request_is_met();
+      log_info("saved at step " + std::to_string(trainer_.step()) + ", as SAVE asked");
     }
     return stop_requested();
+  }
+
+  /// A checkpoint, unless there is one of this step.
+  void save() {
+    if (saved_step_ != trainer_.step())
+      folder_.save_checkpoint(trainer_, {{"metrics", unlogged()}});
+    saved_step_ = trainer_.step();
+    last_save_ = Clock::now();
+  }
+
+  /// Goes on from a checkpoint that has been loaded.
+  void restore(const CheckpointNotes& notes) {
+    saved_step_ = trainer_.step();
+    const auto found = notes.find("metrics");
+    if (found == notes.end()) return;
+    const Json json = Json::parse(found->second);
+    count_ = json.at("count");
+    sum_.loss = json.at("loss");
+    sum_.relative_error = json.at("relative_error");
+    sum_.relative_errors = json.at("relative_errors").get<std::vector<double>>();
   }
 
   void flush() {
@@ -209,11 +240,9 @@ class Observer : public TrainObserver {
     sum_.relative_error /= count_;
     for (double& error : sum_.relative_errors) error /= count_;
     folder_.log(sum_);
-    last_ = sum_;
     count_ = 0;
   }
 
-  const TrainStep& last() const { return last_; }
   double seconds() const { return progress_.seconds(); }
 
  private:
@@ -230,14 +259,25 @@ class Observer : public TrainObserver {
       sum_.relative_errors[i] += before.relative_errors[i];
   }
 
+  /// The sums of the steps since the last line, so that a resumed run writes the same lines.
+  std::string unlogged() const {
+    return Json({{"count", count_},
+                 {"loss", sum_.loss},
+                 {"relative_error", sum_.relative_error},
+                 {"relative_errors", sum_.relative_errors}})
+        .dump();
+  }
+
   RunFolder& folder_;
+  Parts* parts_;
   const Trainer& trainer_;
   double checkpoint_seconds_;
   bool by_the_clock_;
   Progress progress_;
   Clock::time_point last_save_;
-  TrainStep sum_, last_;
+  TrainStep sum_;
   int count_ = 0;
+  std::int64_t saved_step_ = -1;
 };
 
 /// What was learnt as a file holds it: one dictionary for each layer, kind and head, with its
@@ -424,38 +464,38 @@ report::EvaluationReport evaluate_run(const Config& config,
 }
 
 void print_plan(const Config& config,
-                const Trainer& trainer,
-                const ActivationSampler& sampler,
+                const TrainConfig& train,
+                const TrainSizes& sizes,
+                int num_parts,
+                const TrainPlan& planned,
                 const ActivationReader& reader,
                 std::int64_t training_rows,
-                double seconds_per_step) {
-  const TrainConfig& train = trainer.config();
-  const double numbers =
-      static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * sampler.dim();
-  const double sums =  // of recipe online: A
-      train.recipe == "online"
-          ? static_cast<double>(sampler.num_dictionaries()) * train.num_atoms * train.num_atoms
-          : 0;
-  const double batch = 4.0 * sampler.num_dictionaries() * train.batch_size * sampler.dim();
-  // A budget in minutes: as many as the probe promises.
-  const std::int64_t steps = train.minutes > 0
-                                 ? static_cast<std::int64_t>(60 * train.minutes / seconds_per_step)
-                                 : train.num_steps();
-  const std::int64_t free = free_bytes(config.output);
+                std::int64_t steps) {
+  const std::int64_t free = free_bytes(config.output), memory = available_memory_bytes();
   Json plan;
-  plan["dictionaries"] = sampler.num_dictionaries();
+  plan["dictionaries"] = sizes.dictionaries;
+  plan["parts"] = num_parts;
   plan["num_atoms"] = train.num_atoms;
-  plan["dim"] = sampler.dim();
+  plan["dim"] = sizes.dim;
   plan["training_vectors_per_dictionary"] = steps * train.batch_size;
   plan["vectors_in_data"] = training_rows;
   plan["passes_over_data"] =
       static_cast<double>(steps) * train.batch_size / static_cast<double>(training_rows);
   plan["steps"] = steps;
-  plan["memory_bytes"] =
-      4.0 * (8.0 * numbers + sums + batch) + static_cast<double>(sampler.pool_bytes()) + 4e8;
-  plan["disk_bytes"] = 4.0 * (numbers * (2 + 2 * 4) + 2 * sums);
+  for (const PlannedPhase& phase : planned.phases)
+    plan["phases"].push_back(
+        {{"name", phase.name}, {"memory_bytes", phase.bytes}, {"seconds", phase.seconds}});
+  plan["memory_bytes"] = planned.most_bytes();
+  plan["free_memory_bytes"] = memory < 0 ? Json(nullptr) : Json(memory);
+  plan["disk_bytes"] = planned.disk_most_bytes();
+  plan["disk_left_bytes"] = planned.disk_left_bytes();
+  plan["checkpoint_bytes"] = planned.checkpoint_bytes;
   plan["free_disk_bytes"] = free < 0 ? Json(nullptr) : Json(free);
-  plan["seconds"] = seconds_per_step * static_cast<double>(steps);
+  plan["seconds"] = planned.seconds();
+  const bool fits =
+      (free < 0 || planned.disk_most_bytes() <= static_cast<double>(free)) &&
+      (memory < 0 || planned.most_bytes() <= static_cast<double>(memory + resident_bytes()));
+  plan["fits"] = fits;
   if (config.json) {
     std::cout << json_text(plan);
     return;
@@ -464,17 +504,38 @@ void print_plan(const Config& config,
             << "  data      " << reader.files().front()
             << (reader.files().size() > 1 ? " and more" : "") << ": "
             << format_count(static_cast<double>(training_rows)) << " vectors for each of "
-            << sampler.num_dictionaries() << " dictionaries of " << train.num_atoms
-            << " atoms, dim " << sampler.dim() << '\n'
+            << sizes.dictionaries << " dictionaries of " << train.num_atoms << " atoms, dim "
+            << sizes.dim << '\n'
+            << (num_parts == 1 ? std::string()
+                               : "  ranks     " + std::to_string(num_parts) +
+                                     " share them; memory is that of one, disk that of all\n")
             << "  training  " << train.recipe << ": "
             << format_count(plan["training_vectors_per_dictionary"]) << " vectors each ("
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
-            << " passes), " << steps << " steps of " << train.batch_size << '\n'
-            << "  memory    about " << format_bytes(plan["memory_bytes"]) << '\n'
-            << "  disk      " << format_bytes(plan["disk_bytes"])
-            << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << '\n'
-            << "  time      about " << format_duration(plan["seconds"])
-            << " (from a probe of two steps)\n";
+            << " passes), " << steps << " steps of " << train.batch_size << '\n';
+  for (const PlannedPhase& phase : planned.phases) {
+    char line[96];
+    std::snprintf(line,
+                  sizeof line,
+                  "  %-9s %s of memory, about %s\n",
+                  phase.name.c_str(),
+                  format_bytes(phase.bytes).c_str(),
+                  format_duration(phase.seconds).c_str());
+    std::cout << line;
+  }
+  std::cout << "  memory    " << format_bytes(planned.most_bytes())
+            << (memory < 0 ? "" : " of " + format_bytes(static_cast<double>(memory)) + " free")
+            << '\n'
+            << "  disk      " << format_bytes(planned.disk_most_bytes())
+            << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << ", "
+            << format_bytes(planned.disk_left_bytes()) << " in the end (two checkpoints of "
+            << format_bytes(planned.checkpoint_bytes) << " each)\n"
+            << "  time      about " << format_duration(planned.seconds())
+            << " (from a probe of each phase)\n"
+            << "  verdict   "
+            << (fits ? "fits; run it again without --dry-run"
+                     : "does not fit: a smaller num_atoms, batch_size or pool_mib needs less")
+            << '\n';
 }
 
 /// Seconds of one step, the first (which warms up) not counted.
@@ -489,6 +550,42 @@ double probe_step_seconds(Trainer& trainer) {
   return probe.steps < 2
              ? 0
              : std::chrono::duration<double>(probe.last - probe.first).count() / (probe.steps - 1);
+}
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// Codes and report of one layer and kind, timed.
+void probe_results(const Config& config,
+                   const TrainConfig& train,
+                   const DictionarySet& all,
+                   ActivationReader& reader,
+                   std::int64_t training_rows,
+                   Validation validation,
+                   TrainPlan& plan) {
+  DictionarySet one = all;
+  const Dictionary& first = all.dictionaries.front();
+  std::erase_if(one.dictionaries, [&](const Dictionary& d) {
+    return d.layer != first.layer || d.kind != first.kind;
+  });
+  const double places =
+      static_cast<double>(all.dictionaries.size()) / static_cast<double>(one.dictionaries.size());
+  CodeConfig codes = config.codes;
+  double rates = 1;
+  if (codes.bytes_per_token > 0) {  // several rates are tried: here their mean
+    const double vectors = static_cast<double>(all.dictionaries.size()) *
+                           (first.head < 0 ? reader.info().kv_heads : 1);
+    codes.bits = static_cast<int>(std::lround(codes.bytes_per_token / vectors)) * 8;
+    codes.bytes_per_token = 0;
+    rates = kNumRates;
+  }
+  auto begin = Clock::now();
+  fit_formats(one, reader, training_rows, codes, train);
+  plan.phases[2].seconds = seconds_since(begin) * places * rates;
+  begin = Clock::now();
+  (void)evaluate_run(config, train, one, validation);
+  plan.phases[3].seconds = seconds_since(begin) * places;
 }
 
 Json run_record(const Config& config, const std::string& command, const ActivationReader& reader) {
@@ -566,20 +663,245 @@ std::string write_dictionary_files(const Config& config,
 std::vector<Option> lasting(std::vector<Option> options) {
   std::erase_if(options, [](const Option& option) {
     return option.key == "resume" || option.key == "overwrite" || option.key == "dry_run" ||
-           option.key == "json";
+           option.key == "json" || option.key == "rank" || option.key == "num_ranks" ||
+           option.key == "rank_timeout";
   });
   return options;
 }
 
-RunFolder::IfExists if_exists(const Config& config) {
-  if (config.resume) return RunFolder::IfExists::kResume;
+/// Several ranks go on with a run unasked: that is what a launcher's restart means.
+RunFolder::IfExists if_exists(const Config& config, const Ranks& ranks) {
+  std::error_code error;
+  if (config.resume ||
+      (ranks.many() && !config.overwrite && fs::exists(config.output + "/run.json", error)))
+    return RunFolder::IfExists::kResume;
   return config.overwrite ? RunFolder::IfExists::kOverwrite : RunFolder::IfExists::kRefuse;
+}
+
+/// What all parts of a run have in common.
+struct Job {
+  const Config& config;
+  const std::vector<Option>& options;
+  const Ranks& ranks;
+  Parts& parts;
+  ActivationReader& reader;
+  const TrainingFrame& frame;
+  std::int64_t training_rows;
+  Validation validation;
+
+  int num_dictionaries() const { return static_cast<int>(parts.all_targets().size()); }
+};
+
+std::size_t num_sources(const std::vector<TrainTarget>& targets) {
+  std::set<std::pair<int, Kind>> sources;
+  for (const TrainTarget& target : targets) {
+    sources.insert({target.layer, target.kind});
+    for (int layer : target.more_layers) sources.insert({layer, target.kind});
+  }
+  return sources.size();
+}
+
+/// One part's vectors, in the order that all parts have: its pool is its share of the memory.
+std::unique_ptr<ActivationSampler> sampler_of(const Job& job, int part) {
+  const std::vector<TrainTarget> targets = job.parts.targets(part);
+  const std::size_t bytes = static_cast<std::size_t>(job.config.pool_mib) << 20;
+  return std::make_unique<ActivationSampler>(
+      job.reader,
+      targets,
+      job.training_rows,
+      job.config.train.seed,
+      bytes * num_sources(targets) / num_sources(job.parts.all_targets()),
+      job.frame);
+}
+
+std::map<std::string, std::string> fingerprint_of(const Job& job,
+                                                  int part,
+                                                  const VectorStream& stream) {
+  return fingerprint(
+      job.config.train.resolved(), job.parts.targets(part), stream, job.num_dictionaries());
+}
+
+/// Of a trainer of `targets`, which are all or a part.
+TrainSizes sizes_of(const Job& job,
+                    const std::vector<TrainTarget>& targets,
+                    const ActivationSampler& sampler) {
+  const ActivationInfo& info = job.reader.info();
+  const TrainConfig& train = job.config.train;
+  TrainSizes sizes{train.resolved(),
+                   job.config.codes,
+                   static_cast<std::int64_t>(targets.size()),
+                   0,
+                   info.head_dim,
+                   info.kv_heads,
+                   static_cast<std::int64_t>(sampler.pool_bytes()),
+                   sampler.pool_rows(),
+                   job.validation.num_rows,
+                   job.config.resume,
+                   info.key_stage == KeyStage::kPostRope && job.frame.transforms.empty() &&
+                       train.dictionaries != "head"};
+  for (const TrainTarget& target : targets)
+    sizes.stored += 1 + static_cast<std::int64_t>(target.more_layers.size());
+  return sizes;
+}
+
+/// Memory of the process that trains a part and, of the leading rank, makes the whole; disk of all.
+TrainPlan plan_part(const Job& job,
+                    int part,
+                    const ActivationSampler& sampler,
+                    double resident,
+                    std::int64_t steps) {
+  const TrainSizes own = sizes_of(job, job.parts.targets(part), sampler),
+                   all = sizes_of(job, job.parts.all_targets(), sampler);
+  TrainPlan plan = plan_training(all, resident, steps);
+  if (!job.parts.many()) return plan;
+  plan.phases = plan_training(own, resident, steps).phases;
+  const double others = sizeof(float) * static_cast<double>(all.dictionaries - own.dictionaries) *
+                        own.train.num_atoms * static_cast<double>(own.dim);
+  for (const std::size_t phase : {2, 3}) plan.phases[phase].bytes += others;
+  plan.left_beside_checkpoints += others;  // learned.safetensors
+  return plan;
+}
+
+/// What learns one part.
+struct PartTraining {
+  std::unique_ptr<ActivationSampler> sampler;
+  std::unique_ptr<Trainer> trainer;
+  double resident = static_cast<double>(resident_bytes());  ///< before there was a trainer
+
+  /// @throws ResourceError if it does not fit.
+  PartTraining(const Job& job, int part) : sampler(sampler_of(job, part)) {
+    if (!job.config.dry_run) {
+      const TrainPlan planned =
+          plan_part(job,
+                    part,
+                    *sampler,
+                    resident,
+                    std::max<std::int64_t>(500, job.config.train.resolved().num_steps()));
+      require_memory(planned.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
+      if (!job.config.resume && job.ranks.leads())  // what is there already counts
+        require_disk(job.config.output, planned.disk_most_bytes(), "--dry-run says for what");
+    }
+    const std::vector<TrainTarget> targets = job.parts.targets(part);
+    const Config& config = job.config;
+    std::vector<float> initial;
+    if (!config.train.initial.empty())
+      initial = initial_atoms(read_dictionaries(config.train.initial),
+                              config.train.initial,
+                              targets,
+                              config.train,
+                              job.reader.info().head_dim,
+                              job.reader.info().key_stage);
+    trainer =
+        std::make_unique<Trainer>(config.train, targets, *sampler, initial, job.num_dictionaries());
+  }
+};
+
+/// Trains one part to its end. @throws Interrupted if a stop is asked for before.
+Learned train_part(
+    const Job& job, int part, PartTraining training, RunFolder& folder, bool resume) {
+  const Config& config = job.config;
+  Trainer& trainer = *training.trainer;
+  const std::vector<TrainTarget> targets = job.parts.targets(part);
+  const ActivationInfo& info = job.reader.info();
+  std::optional<CheckpointNotes> notes;
+  if (resume) notes = folder.restore(trainer);
+  if (!notes && config.resume && job.ranks.leads())
+    log_warning(folder.path() + ": no checkpoint yet, starting at step 0");
+  folder.open_metrics(targets, trainer.step());
+  const TrainConfig& resolved = trainer.config();
+  log_info("training " + std::to_string(targets.size()) +
+           (targets.size() == 1 ? " dictionary" : " dictionaries") +
+           (job.parts.many() ? " (" + job.parts.name(part) + ")" : "") + " of " +
+           std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
+           ", recipe " + resolved.recipe + ", " +
+           (resolved.num_steps() > 0
+                ? format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
+                      " vectors each"
+                : value_text(resolved.minutes) + " minutes") +
+           (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
+
+  Observer observer(
+      folder, job.ranks.leads() ? &job.parts : nullptr, trainer, config.checkpoint_seconds);
+  if (notes) observer.restore(*notes);
+  bool finished = false;
+  try {
+    finished = trainer.run(observer);
+  } catch (const Diverged& e) {
+    observer.flush();
+    DictionarySet best = learned_dictionaries(trainer, targets, job.frame, info);
+    best.metadata = provenance(config, trainer.config(), info, job.options);
+    best.metadata["diverged"] = e.what();
+    write_dictionaries(best, folder.file("dictionary.safetensors"));
+    throw Diverged(std::string(e.what()) + "; they are in " +
+                   folder.file("dictionary.safetensors"));
+  }
+  if (finished) observer.flush();
+  observer.save();
+  folder.request_is_met();
+  if (!finished)
+    throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
+                      std::to_string(resolved.num_steps()) +
+                      "; the same command with --resume goes on from there");
+  return {learned_dictionaries(trainer, targets, job.frame, info),
+          trainer.unused_atoms(),
+          trainer.step(),
+          resolved.vectors,
+          trainer.bad_vectors(),
+          trainer.skipped_batches()};
+}
+
+/// Of a run in several parts: trains one that is not done yet and leaves it in its folder.
+Learned finish_part(const Job& job, int part, std::unique_ptr<PartTraining> training) {
+  const auto own =
+      fingerprint_of(job, part, training ? *training->sampler : *sampler_of(job, part));
+  try {
+    if (std::optional<Learned> done = job.parts.read(part, own)) return std::move(*done);
+  } catch (const IoError& e) {
+    log_warning(std::string(e.what()) + "; it is made again");
+  }
+  if (!training) training = std::make_unique<PartTraining>(job, part);
+  RunFolder folder(job.parts.folder(part), RunFolder::IfExists::kResume);
+  Learned learned = train_part(job, part, std::move(*training), folder, true);
+  job.parts.write(part, learned, own);
+  return learned;
+}
+
+/// All parts of a run of several: this rank's are trained, the others waited for.
+/// @returns nothing if this is not the rank that merges.
+std::optional<Learned> train_parts(const Job& job, std::unique_ptr<PartTraining> first) {
+  const auto missing = [&](int rank) {
+    job.parts.pass_on_save_request();
+    return job.parts.missing(job.ranks, rank);
+  };
+  std::vector<Learned> learned(static_cast<std::size_t>(job.parts.count()));
+  for (int part = 0; part < job.parts.count(); ++part) {
+    if (!job.ranks.owns(static_cast<std::size_t>(part))) continue;
+    try {
+      learned[static_cast<std::size_t>(part)] = finish_part(job, part, std::move(first));
+    } catch (const Interrupted& e) {
+      const std::string lost =
+          job.ranks.leads() ? killed_ranks(job.config.output, job.ranks, missing) : "";
+      throw Interrupted(e.what() + (lost.empty() ? "" : "; " + lost));
+    }
+  }
+  if (!job.ranks.leads()) return {};
+  wait_for_ranks(job.config.output, job.ranks, job.config.rank_timeout, missing);
+  for (int part = 0; part < job.parts.count(); ++part)
+    if (!job.ranks.owns(static_cast<std::size_t>(part)))
+      learned[static_cast<std::size_t>(part)] =
+          job.parts.read(part, fingerprint_of(job, part, *sampler_of(job, part))).value();
+  return merged(std::move(learned));
 }
 
 int train(const Config& config,
           const std::vector<Option>& all_options,
           const std::string& command) {
+  const Clock::time_point began = Clock::now();
   const std::vector<Option> options = lasting(all_options);
+  const Ranks ranks = config.resolve();
+  if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
+  take_own_gpu(ranks, config.train.device);
+  if (config.dry_run && !ranks.leads()) return 0;
   ActivationReader reader(config.data);
   choose_key_stage(reader, config);
   const ActivationInfo& info = reader.info();
@@ -605,103 +927,121 @@ int train(const Config& config,
   if (training_rows < 1 || validation.num_rows < 1)
     throw IoError(config.data + ": " + std::to_string(reader.num_rows()) +
                   " vectors a layer are too few to train on");
-  if (training_rows < config.train.num_atoms)
+  if (training_rows < config.train.num_atoms && ranks.leads())
     log_warning("only " + std::to_string(training_rows) + " vectors for " +
                 std::to_string(config.train.num_atoms) +
                 " atoms: the dictionary will know them by heart");
 
+  // The leading rank decides how the run is cut; nothing is written before it has seen that all
+  // settings are in order.
+  std::optional<SignOfLife> alive;
+  int num_parts = config.overwrite ? 0 : Parts::count_in(config.output);
+  if (num_parts == 0) num_parts = std::min(ranks.size, static_cast<int>(targets.size()));
+  if (!ranks.leads()) {
+    make_folder(config.output);
+    num_parts = std::stoi(alive.emplace(config.output, ranks).wait_for_word(config.rank_timeout));
+  }
+  Parts parts(config.output, targets, num_parts);
   const TrainingFrame frame = fit_frame(reader, targets, training_rows, config.train);
-  std::vector<float> initial;
-  if (!config.train.initial.empty())
-    initial = initial_atoms(read_dictionaries(config.train.initial),
-                            config.train.initial,
-                            targets,
-                            config.train,
-                            info.head_dim,
-                            info.key_stage);
-  ActivationSampler sampler(reader,
-                            targets,
-                            training_rows,
-                            config.train.seed,
-                            static_cast<std::size_t>(config.pool_mib) << 20,
-                            frame);
-  Trainer trainer(config.train, targets, sampler, initial);
-  const TrainConfig& resolved = trainer.config();
+  const Job job{config, options, ranks, parts, reader, frame, training_rows, validation};
+  std::unique_ptr<PartTraining> first;
+  if (ranks.leads()) first = std::make_unique<PartTraining>(job, 0);
   if (config.dry_run) {
-    const double seconds = probe_step_seconds(trainer);
-    print_plan(config, trainer, sampler, reader, training_rows, seconds);
+    Trainer& trainer = *first->trainer;
+    const TrainConfig& train = trainer.config();
+    const double reading = seconds_since(began), step = probe_step_seconds(trainer);
+    const std::int64_t steps = train.minutes > 0
+                                   ? static_cast<std::int64_t>(60 * train.minutes / step)
+                                   : train.num_steps();
+    TrainPlan planned = plan_part(job, 0, *first->sampler, first->resident, steps);
+    planned.phases[0].seconds = reading;
+    planned.phases[1].seconds = step * static_cast<double>(steps);
+    planned.one_checkpoint = planned.phases[1].seconds < config.checkpoint_seconds;
+    const DictionarySet own = learned_dictionaries(trainer, parts.targets(0), frame, info);
+    probe_results(config, train, own, reader, training_rows, validation, planned);
+    for (const std::size_t phase : {2, 3})  // of all parts
+      planned.phases[phase].seconds *=
+          static_cast<double>(targets.size()) / static_cast<double>(parts.targets(0).size());
+    print_plan(config,
+               train,
+               sizes_of(job, targets, *first->sampler),
+               num_parts,
+               planned,
+               reader,
+               training_rows,
+               steps);
+    return 0;
+  }
+  if (!ranks.leads()) {
+    train_parts(job, nullptr);
     return 0;
   }
 
   check_registry(registry_of(config), config.output);
-  RunFolder folder(config.output, if_exists(config));
-  if (config.resume && !folder.restore(trainer))
-    log_warning(config.output + ": no checkpoint yet, starting at step 0");
-  folder.open_metrics(targets, trainer.step());
-  write_file(folder.file("config.yaml"),
-             "# What this run was trained with; lexico-train -c reads it.\n" + to_yaml(options));
+  const RunFolder::IfExists how = if_exists(config, ranks);
+  RunFolder folder(config.output, how);
+  std::error_code not_empty;
+  if (parts.many()) fs::remove(folder.file("checkpoints"), not_empty);  // each part has its own
+  const bool is_new = !fs::exists(folder.file("run.json"));
   Json run = run_record(config, command, reader);
-  write_file(folder.file("run.json"), json_text(run));
-  log_info("training " + std::to_string(targets.size()) + " dictionaries of " +
-           std::to_string(resolved.num_atoms) + " atoms, dim " + std::to_string(info.head_dim) +
-           ", recipe " + resolved.recipe + ", " +
-           (resolved.num_steps() > 0
-                ? format_count(static_cast<double>(resolved.num_steps()) * resolved.batch_size) +
-                      " vectors each"
-                : value_text(resolved.minutes) + " minutes") +
-           (trainer.step() > 0 ? ", from step " + std::to_string(trainer.step()) : ""));
+  run["parts"] = num_parts;
+  const auto record = [&] {
+    write_file(folder.file("config.yaml"),
+               "# What this run was trained with; lexico-train -c reads it.\n" + to_yaml(options));
+    write_file(folder.file("run.json"), json_text(run));
+  };
+  if (is_new) record();
+  alive.emplace(config.output, ranks).say(std::to_string(num_parts));
+  if (ranks.size > num_parts)
+    log_info("the run has " + std::to_string(num_parts) + (num_parts == 1 ? " part" : " parts") +
+             ": ranks from " + std::to_string(num_parts) + " on have nothing to do");
+  const Clock::time_point ready = Clock::now();
+  Learned learned =
+      parts.many()
+          ? train_parts(job, std::move(first)).value()
+          : train_part(job, 0, std::move(*first), folder, how == RunFolder::IfExists::kResume);
+  if (!is_new) record();
+  if (parts.many()) merge_metrics(parts, folder);
+  const Clock::time_point trained = Clock::now();
+  const double seconds = std::chrono::duration<double>(trained - ready).count();
+  TrainConfig resolved = config.train.resolved();
+  resolved.vectors = learned.vectors;
 
-  Observer observer(folder, trainer, config.checkpoint_seconds);
-  bool finished = false;
-  try {
-    finished = trainer.run(observer);
-  } catch (const Diverged& e) {
-    observer.flush();
-    DictionarySet best = learned_dictionaries(trainer, targets, frame, info);
-    best.metadata = provenance(config, trainer.config(), info, options);
-    best.metadata["diverged"] = e.what();
-    write_dictionaries(best, folder.file("dictionary.safetensors"));
-    throw Diverged(std::string(e.what()) + "; they are in " +
-                   folder.file("dictionary.safetensors"));
-  }
-  observer.flush();
-  folder.save_checkpoint(trainer);
-  if (!finished)
-    throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
-                      std::to_string(resolved.num_steps()) +
-                      "; the same command with --resume goes on from there");
-
-  DictionarySet set = learned_dictionaries(trainer, targets, frame, info);
+  DictionarySet& set = learned.dictionaries;
   set.metadata = provenance(config, resolved, info, options);
   fit_formats(set, reader, training_rows, config.codes, resolved);
+  const Clock::time_point coded = Clock::now();
   report::EvaluationReport result = evaluate_run(config, resolved, set, validation);
   set.metadata["held_out_relative_error"] =
       value_text(report::mean_error(result, {"dictionary", resolved.sparsity, {}, {}, {}, {}}));
   const std::string no_pt = write_dictionary_files(config, resolved, folder, set, info);
   folder.log_scalar("RelativeReconstructionError/eval",
                     std::stod(set.metadata["held_out_relative_error"]),
-                    trainer.step());
+                    learned.steps);
 
   result.title = "Training of dictionaries for " + info.model;
   result.command = command;
   result.version = std::string("lexico-train ") + lexico_version();
   result.created = utc_time();
   if (!no_pt.empty()) result.notes.push_back(no_pt);
-  if (observer.last().bad_vectors > 0)
-    result.notes.push_back(std::to_string(observer.last().bad_vectors) +
-                           " vectors with NaN or Inf were left out of training" +
-                           (observer.last().skipped_batches == 0
-                                ? ""
-                                : "; " + std::to_string(observer.last().skipped_batches) +
-                                      " batches held nothing else"));
-  report::Training training{resolved.recipe, to_yaml(options), observer.seconds(), folder.series()};
-  const std::vector<int> unused = trainer.unused_atoms();
+  if (learned.bad_vectors > 0)
+    result.notes.push_back(
+        std::to_string(learned.bad_vectors) + " vectors with NaN or Inf were left out of training" +
+        (learned.skipped_batches == 0
+             ? ""
+             : "; " + std::to_string(learned.skipped_batches) + " batches held nothing else"));
+  report::Training training{resolved.recipe, to_yaml(options), seconds, folder.series()};
   for (std::size_t i = 0; i < training.series.size(); ++i)
-    training.series[i].unused_atoms = unused[i];
+    training.series[i].unused_atoms = learned.unused_atoms[i];
   result.training = std::move(training);
   report::write_report(result, folder.path());
   run["finished"] = utc_time();
-  run["seconds"] = observer.seconds();
+  run["seconds"] = seconds;
+  run["phases"] = {{"reading", std::chrono::duration<double>(ready - began).count()},
+                   {"training", seconds},
+                   {"codes", std::chrono::duration<double>(coded - trained).count()},
+                   {"report", seconds_since(coded)}};
+  run["peak_memory_bytes"] = peak_resident_bytes();
   run["verdict"] = report::verdict(result);
   write_file(folder.file("run.json"), json_text(run));
 
@@ -712,7 +1052,7 @@ int train(const Config& config,
     std::cout << report::console_table(result);
   log_info("wrote " + folder.file("dictionary.safetensors") +
            (no_pt.empty() ? ", dictionary.pt" : "") + " and report.html in " +
-           format_duration(observer.seconds()));
+           format_duration(seconds));
   return 0;
 }
 

@@ -1,16 +1,16 @@
 #include "lexico-train/run_folder.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
+#include <utility>
 
 #include "common/json_text.h"
 #include "common/options.h"
 #include "common/program.h"
+#include "common/ranks.h"
 #include "lexico/error.h"
 #include "lexico/files.h"
 
@@ -21,6 +21,8 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kKeptCheckpoints = 2;
+constexpr const char* kSaveRequest = "SAVE";
+constexpr double kLookEverySeconds = 0.5;  // for a request to save
 
 /// What a run may have left; nothing else is ever removed.
 bool is_ours(const fs::path& path) {
@@ -30,16 +32,53 @@ bool is_ours(const fs::path& path) {
                           "metrics.jsonl",
                           "metrics.csv",
                           "checkpoints",
+                          kSaveRequest,
+                          "parts",
+                          "learned.safetensors",
                           "path_to_dictionary.json"})
     if (name == own) return true;
-  return name.starts_with("dictionary.") || name.starts_with("report.") ||
-         name.starts_with("events.out.tfevents.") || name.ends_with(".partial");
+  return name.starts_with(kRankFiles) || name.starts_with("dictionary.") ||
+         name.starts_with("report.") || name.starts_with("events.out.tfevents.") ||
+         name.ends_with(".partial");
 }
+
+/// Nothing but what ranks that wait for this one have put there.
+bool is_as_empty(const std::string& folder) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
+    if (!entry.path().filename().string().starts_with(kRankFiles)) return false;
+  return true;
+}
+
+}  // namespace
 
 void make_folder(const std::string& path) {
   std::error_code error;
-  fs::create_directories(path, error);
+  if (fs::create_directories(path, error)) sync_folder(fs::absolute(path).parent_path().string());
   if (error) throw ResourceError(path + ": cannot make the folder: " + error.message());
+}
+
+namespace {
+
+/// What a run that was cut off was about to write.
+void remove_left_over(const std::string& folder) {
+  std::vector<fs::path> old;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
+    if (const fs::path& path = entry.path();
+        path.extension() == kPartialSuffix &&
+        (is_ours(path.stem()) || path.stem().extension() == ".safetensors"))
+      old.push_back(path);
+  for (const fs::path& path : old)
+    if (!fs::remove(path, error) && error)
+      throw ResourceError(path.string() + ": cannot be removed: " + error.message());
+}
+
+/// Not worth losing a run over.
+void remove_or_warn(const std::string& path) {
+  std::error_code error;
+  if (!fs::remove(path, error) && error)
+    log_warning(path + ": cannot be removed: " + error.message());
 }
 
 std::vector<fs::path> checkpoints_in(
@@ -92,10 +131,12 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
     throw ResourceError(
         path_ + ": cannot be written: is not a folder; --output names the folder of the run");
   const bool is_run = fs::exists(file("run.json"), error);
-  if (if_exists == IfExists::kResume && !is_run)
-    throw InvalidArgument(path_ + ": holds no run to resume");
-  if (if_exists == IfExists::kRefuse && fs::is_directory(path_, error) &&
-      !fs::is_empty(path_, error))
+  if (if_exists == IfExists::kResume && !is_run) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error))
+      if (!is_ours(entry.path()))
+        throw InvalidArgument(path_ + ": holds other files and no run to resume");
+  }
+  if (if_exists == IfExists::kRefuse && fs::is_directory(path_, error) && !is_as_empty(path_))
     throw InvalidArgument(
         path_ + ": is not empty; --resume goes on with the run in it, --overwrite starts again");
   if (if_exists == IfExists::kOverwrite && fs::is_directory(path_, error)) {
@@ -115,30 +156,65 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
   }
   make_folder(path_);
   make_folder(file("checkpoints"));
+  if (if_exists == IfExists::kResume) {
+    remove_left_over(path_);
+    remove_left_over(file("checkpoints"));
+  }
 }
 
-bool RunFolder::restore(Trainer& trainer) const {
-  for (const fs::path& path : checkpoints_in(file("checkpoints"))) {
+std::optional<CheckpointNotes> RunFolder::restore(Trainer& trainer) {
+  const std::string folder = file("checkpoints");
+  for (const fs::path& path : checkpoints_in(folder)) {
     try {
-      trainer.load(path.string());
-      return true;
+      CheckpointNotes notes = trainer.load(path.string());
+      if (!damaged_.empty())
+        log_warning("going on from the older " + path.string() + ", step " +
+                    std::to_string(trainer.step()));
+      remove_old_checkpoints();
+      return notes;
     } catch (const IoError& e) {
       log_warning(std::string("left out a damaged checkpoint: ") + e.what());
+      damaged_.push_back(path.string());
     }
   }
-  return false;
+  if (!damaged_.empty())
+    throw IoError(folder + ": no checkpoint there is whole (" + std::to_string(damaged_.size()) +
+                  " damaged): put back a copy of one, or start again with --overwrite");
+  return std::nullopt;
 }
 
-void RunFolder::save_checkpoint(const Trainer& trainer) const {
+void RunFolder::save_checkpoint(const Trainer& trainer, const CheckpointNotes& notes) {
   char name[64];
   std::snprintf(name,
                 sizeof name,
                 "checkpoints/step-%010lld.safetensors",
                 static_cast<long long>(trainer.step()));
-  trainer.save(file(name));
-  const std::vector<fs::path> paths = checkpoints_in(file("checkpoints"));
+  sync_file(file("metrics.jsonl"));  // the checkpoint counts on its lines
+  trainer.save(file(name), notes);
+  std::erase(damaged_, file(name));
+  for (const std::string& path : std::exchange(damaged_, {})) remove_or_warn(path);
+  remove_old_checkpoints();
+}
+
+void RunFolder::remove_old_checkpoints() const {
+  std::size_t kept = 0;
+  for (const fs::path& path : checkpoints_in(file("checkpoints")))
+    if (std::find(damaged_.begin(), damaged_.end(), path.string()) == damaged_.end() &&
+        ++kept > kKeptCheckpoints)
+      remove_or_warn(path.string());
+}
+
+bool RunFolder::save_requested() {
+  const auto now = std::chrono::steady_clock::now();
+  if (std::chrono::duration<double>(now - last_look_).count() < kLookEverySeconds) return false;
+  last_look_ = now;
   std::error_code error;
-  for (std::size_t i = kKeptCheckpoints; i < paths.size(); ++i) fs::remove(paths[i], error);
+  return fs::exists(file(kSaveRequest), error);
+}
+
+void RunFolder::request_is_met() {
+  std::error_code error;
+  if (fs::exists(file(kSaveRequest), error)) remove_or_warn(file(kSaveRequest));
 }
 
 void RunFolder::open_metrics(const std::vector<TrainTarget>& targets, std::int64_t step) {
@@ -180,25 +256,20 @@ void RunFolder::log(const TrainStep& step) {
   line["loss"] = step.loss;
   line["relative_error"] = step.relative_error;
   line["relative_errors"] = step.relative_errors;
-  append("metrics.jsonl", line.dump() + "\n");
-  append("metrics.csv", csv_line(line));
+  append_file(file("metrics.jsonl"), line.dump() + "\n");
+  append_file(file("metrics.csv"), csv_line(line));
   add_points(line.dump());
-  tensorboard_->scalar("Loss/train", step.loss, step.step);
-  tensorboard_->scalar("RelativeReconstructionError/train", step.relative_error, step.step);
-  tensorboard_->scalar("LearningRate", step.learning_rate, step.step);
+  std::vector<std::pair<std::string, double>> values = {
+      {"Loss/train", step.loss},
+      {"RelativeReconstructionError/train", step.relative_error},
+      {"LearningRate", step.learning_rate}};
   for (std::size_t i = 0; i < series_.size(); ++i)
-    tensorboard_->scalar(
-        "RelativeReconstructionError/train_" + names_[i], step.relative_errors[i], step.step);
+    values.emplace_back("RelativeReconstructionError/train_" + names_[i], step.relative_errors[i]);
+  tensorboard_->scalars(values, step.step);
 }
 
 void RunFolder::log_scalar(const std::string& tag, double value, std::int64_t step) {
-  tensorboard_->scalar(tag, value, step);
-}
-
-void RunFolder::append(const std::string& name, const std::string& text) const {
-  std::ofstream out(file(name), std::ios::app);
-  out << text << std::flush;
-  if (!out) throw ResourceError(file(name) + ": cannot write: " + std::strerror(errno));
+  tensorboard_->scalars({{tag, value}}, step);
 }
 
 void check_registry(const std::string& registry, const std::string& run_folder) {

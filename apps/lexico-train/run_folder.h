@@ -1,7 +1,9 @@
 #pragma once
 
-#include <cstdio>
+#include <chrono>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,10 +13,14 @@
 
 namespace lexico::apps {
 
+/// What a checkpoint keeps for the program, by name.
+using CheckpointNotes = std::map<std::string, std::string>;
+
 /// The folder a training run leaves behind (docs/formats.md, "A run folder"): config.yaml,
 /// run.json, metrics.jsonl, metrics.csv, TensorBoard events, checkpoints/, dictionary.*, report.*.
 class RunFolder {
  public:
+  /// kResume begins a run where there is none.
   enum class IfExists { kRefuse, kResume, kOverwrite };
   /// @throws InvalidArgument if it exists and may not be used (says which flag would allow it),
   /// ResourceError if it
@@ -26,10 +32,16 @@ class RunFolder {
 
   /// Loads the newest checkpoint that is whole; a damaged one is named in a warning and the older
   /// one taken.
-  /// @returns false if there is none.
-  bool restore(Trainer& trainer) const;
-  /// Writes checkpoints/step-<n>.safetensors and removes all but the last two.
-  void save_checkpoint(const Trainer& trainer) const;
+  /// @returns what it was saved with; nothing if there is no checkpoint.
+  /// @throws IoError if there are only damaged ones.
+  std::optional<CheckpointNotes> restore(Trainer& trainer);
+  /// Writes checkpoints/step-<n>.safetensors, then removes damaged ones and all but the last two.
+  void save_checkpoint(const Trainer& trainer, const CheckpointNotes& notes);
+  /// Whether the user has asked for a checkpoint: a file SAVE in the folder. It is looked for twice
+  /// a second.
+  bool save_requested();
+  /// Removes that file.
+  void request_is_met();
 
   /// Opens the metrics files; lines after `step` (written by a run that was cut off) are dropped.
   void open_metrics(const std::vector<TrainTarget>& targets, std::int64_t step);
@@ -41,14 +53,19 @@ class RunFolder {
   const std::vector<report::TrainingSeries>& series() const { return series_; }
 
  private:
-  void append(const std::string& name, const std::string& text) const;
+  void remove_old_checkpoints() const;
   void add_points(const std::string& json_line);
 
   std::string path_;
   std::vector<report::TrainingSeries> series_;
   std::vector<std::string> names_;  // of the series, as in the header of metrics.csv
   std::unique_ptr<TensorBoard> tensorboard_;
+  std::vector<std::string> damaged_;  // checkpoints
+  std::chrono::steady_clock::time_point last_look_ = {};
 };
+
+/// And those above it. @throws ResourceError.
+void make_folder(const std::string& path);
 
 /// Before hours of work. @throws IoError if `registry` is there but not a JSON map, ResourceError
 /// if its folder is neither there nor the run's own.

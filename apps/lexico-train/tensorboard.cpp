@@ -1,14 +1,11 @@
 #include "lexico-train/tensorboard.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <ctime>
 
-#include "lexico/error.h"
+#include "lexico/files.h"
 
 namespace lexico::apps {
 namespace {
@@ -53,6 +50,11 @@ std::string wall_time() {
          raw(static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec));
 }
 
+std::string framed(const std::string& event) {
+  const std::string length = raw(static_cast<std::uint64_t>(event.size()));
+  return length + masked_crc(length) + event + masked_crc(event);
+}
+
 }  // namespace
 
 TensorBoard::TensorBoard(const std::string& folder) {
@@ -60,25 +62,20 @@ TensorBoard::TensorBoard(const std::string& folder) {
   gethostname(host, sizeof host - 1);
   path_ = folder + "/events.out.tfevents." + std::to_string(std::time(nullptr)) + "." + host + "." +
           std::to_string(getpid());
-  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-  if (fd_ < 0) throw ResourceError(path_ + ": cannot write: " + std::strerror(errno));
-  append(wall_time() + bytes_field(3, "brain.Event:2"));  // the first record names the format
+  // The first record names the format.
+  append_file(path_, framed(wall_time() + bytes_field(3, "brain.Event:2")));
 }
 
-TensorBoard::~TensorBoard() { ::close(fd_); }
-
-void TensorBoard::scalar(const std::string& tag, double value, std::int64_t step) {
-  const std::string point =
-      bytes_field(1, tag) + varint(2u << 3 | 5u) + raw(static_cast<float>(value));
-  append(wall_time() + varint(2u << 3) + varint(static_cast<std::uint64_t>(step)) +
-         bytes_field(5, bytes_field(1, point)));
-}
-
-void TensorBoard::append(const std::string& event) {
-  const std::string length = raw(static_cast<std::uint64_t>(event.size()));
-  const std::string record = length + masked_crc(length) + event + masked_crc(event);
-  if (::write(fd_, record.data(), record.size()) != static_cast<ssize_t>(record.size()))
-    throw ResourceError(path_ + ": cannot write: " + std::strerror(errno));
+void TensorBoard::scalars(const std::vector<std::pair<std::string, double>>& values,
+                          std::int64_t step) {
+  std::string events;
+  for (const auto& [tag, value] : values) {
+    const std::string point =
+        bytes_field(1, tag) + varint(2u << 3 | 5u) + raw(static_cast<float>(value));
+    events += framed(wall_time() + varint(2u << 3) + varint(static_cast<std::uint64_t>(step)) +
+                     bytes_field(5, bytes_field(1, point)));
+  }
+  append_file(path_, events);
 }
 
 }  // namespace lexico::apps

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace lexico::apps {
 
@@ -9,17 +11,13 @@ namespace lexico::apps {
 /// tensorflow's event.proto).
 class TensorBoard {
  public:
-  /// Opens a new events.out.tfevents.* file in `folder`. @throws ResourceError if it cannot.
+  /// Begins a new events.out.tfevents.* file in `folder`. @throws ResourceError if it cannot.
   explicit TensorBoard(const std::string& folder);
-  ~TensorBoard();
-  TensorBoard(const TensorBoard&) = delete;
-  TensorBoard& operator=(const TensorBoard&) = delete;
-  void scalar(const std::string& tag, double value, std::int64_t step);
+  /// One point in each curve. @throws ResourceError.
+  void scalars(const std::vector<std::pair<std::string, double>>& values, std::int64_t step);
 
  private:
-  void append(const std::string& event);
   std::string path_;
-  int fd_ = -1;
 };
 
 }  // namespace lexico::apps

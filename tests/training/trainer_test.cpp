@@ -5,12 +5,14 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 
 #include "core/random.h"
 #include "lexico/error.h"
+#include "lexico/files.h"
 #include "support/message_of.h"
 #include "support/temporary_folder.h"
 #include "training/recipe_case.h"
@@ -148,6 +150,56 @@ TEST_P(TrainerRecipe, ThreadCountDoesNotChangeTheResult) {
     results[threads - 1] = atoms_of(trainer);
   }
   EXPECT_EQ(results[0], results[1]);
+}
+
+/// Some of the dictionaries of a larger stream.
+class PartOfStream : public VectorStream {
+ public:
+  PartOfStream(VectorStream& all, int first, int count) : all_(all), first_(first), count_(count) {}
+  int num_dictionaries() const override { return count_; }
+  int dim() const override { return all_.dim(); }
+  void seek(std::int64_t vectors) override { all_.seek(vectors); }
+  void next(std::int64_t count, float* out) override {
+    const auto size = static_cast<std::size_t>(count * dim());
+    std::vector<float> batch(static_cast<std::size_t>(all_.num_dictionaries()) * size);
+    all_.next(count, batch.data());
+    std::copy_n(batch.data() + static_cast<std::size_t>(first_) * size,
+                static_cast<std::size_t>(count_) * size,
+                out);
+  }
+
+ private:
+  VectorStream& all_;
+  int first_, count_;
+};
+
+TEST_P(TrainerRecipe, ADictionaryDoesNotDependOnThoseTrainedBesideIt) {
+  // Keys and values of other numbers of atoms per vector, one of a head alone; so many atoms that
+  // some fall out of use.
+  const std::vector<TrainTarget> targets = {
+      {0, Kind::kKeys, 1}, {0, Kind::kValues}, {4, Kind::kKeys}};
+  TrainConfig config = small_config(GetParam());
+  config.num_atoms = 96;
+  config.batch_size = 64;
+  config.vectors = 120 * 64;
+  config.initialization = "random";
+  config.key_sparsity = 1;
+  config.value_sparsity = 4;
+  const auto trained = [&](int first, int count, int of_job) {
+    SyntheticStream all(3, 16, 40, 3);
+    PartOfStream stream(all, first, count);
+    Trainer trainer(
+        config, {targets.begin() + first, targets.begin() + first + count}, stream, {}, of_job);
+    Record record;
+    trainer.run(record);
+    EXPECT_TRUE(config.recipe == "lexico" || record.steps.back().revived_atoms > 0);
+    return atoms_of(trainer);
+  };
+  const std::vector<float> together = trained(0, 3, 0);
+  std::vector<float> apart = trained(0, 1, 3);
+  const std::vector<float> others = trained(1, 2, 3);
+  apart.insert(apart.end(), others.begin(), others.end());
+  EXPECT_EQ(apart, together);
 }
 
 TEST_P(TrainerRecipe, ResumedRunEndsWithTheSameAtoms) {
@@ -391,15 +443,69 @@ TEST(Trainer, RefusesACheckpointOfAnotherConfigAndNamesTheDifference) {
   }
 }
 
-TEST(Trainer, RefusesATruncatedCheckpoint) {
-  const test::TemporaryFolder folder;
-  SyntheticStream stream(2, 16, 40, 3);
-  const std::string path = folder.file("a.safetensors");
-  Trainer trainer(small_config("sgd"), kTwoTargets, stream);
-  trainer.save(path);
-  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 100);
-  EXPECT_THROW(trainer.load(path), IoError);
-  EXPECT_THROW(trainer.load(folder.file("missing.safetensors")), IoError);
+/// A checkpoint of a run with every tensor that a recipe can have, and a trainer to load it.
+class CheckpointDamage : public ::testing::Test {
+ protected:
+  CheckpointDamage()
+      : stream_(2, 16, 40, 3), trainer_(small_config("online"), kTwoTargets, stream_) {
+    Record some;
+    some.stop_at = 5;
+    trainer_.run(some);
+    trainer_.save(path_, {{"where", "here"}});
+    whole_ = read_file(path_);
+    std::uint64_t bytes = 0;
+    std::memcpy(&bytes, whole_.data(), sizeof bytes);
+    header_end_ = sizeof bytes + bytes;
+  }
+
+  void put(std::size_t at, char value) {
+    std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(at)).put(value);
+  }
+  void expect_refused_with_flipped_bit(std::size_t at, int bit) {
+    put(at, static_cast<char>(whole_[at] ^ (1 << bit)));
+    EXPECT_THROW(trainer_.load(path_), IoError) << "byte " << at << ", bit " << bit;
+    put(at, whole_[at]);
+  }
+
+  const test::TemporaryFolder folder_;
+  const std::string path_ = folder_.file("a.safetensors");
+  SyntheticStream stream_;
+  Trainer trainer_;
+  std::string whole_;
+  std::size_t header_end_ = 0;
+  detail::Random random_{{1, 2}};
+};
+
+TEST_F(CheckpointDamage, EachByteOfTheHeaderCounts) {
+  for (std::size_t at = 0; at < header_end_; ++at)
+    expect_refused_with_flipped_bit(at, static_cast<int>(random_.below(8)));
+  EXPECT_EQ(trainer_.load(path_).at("where"), "here");
+}
+
+TEST_F(CheckpointDamage, EachByteOfTheBodyCounts) {
+  for (int i = 0; i < 10000; ++i)
+    expect_refused_with_flipped_bit(header_end_ + random_.below(whole_.size() - header_end_),
+                                    static_cast<int>(random_.below(8)));
+  EXPECT_EQ(trainer_.step(), 5);
+}
+
+TEST_F(CheckpointDamage, ACutOffFileIsRefused) {
+  const std::vector<float> before = atoms_of(trainer_);
+  for (std::size_t i = 0; i < 1000; ++i) {  // each of the last and first bytes, others at random
+    const std::size_t size = i < 100   ? whole_.size() - 1 - i
+                             : i < 200 ? i - 100
+                                       : random_.below(whole_.size());
+    write_file(path_, std::string_view(whole_).substr(0, size));
+    EXPECT_THROW(trainer_.load(path_), IoError) << size << " bytes";
+  }
+  EXPECT_THROW(trainer_.load(folder_.file("missing.safetensors")), IoError);
+  EXPECT_EQ(atoms_of(trainer_), before);
+}
+
+TEST_F(CheckpointDamage, ALongerFileIsRefused) {
+  write_file(path_, whole_ + whole_.substr(whole_.size() - 64));
+  EXPECT_THROW(trainer_.load(path_), IoError);
 }
 
 TEST(Trainer, ConfigOutOfRangeIsNamedWithItsBound) {

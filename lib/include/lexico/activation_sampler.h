@@ -65,6 +65,7 @@ class ActivationSampler : public VectorStream {
   void seek(std::int64_t vectors) override;
   std::string identity() const override;
   std::size_t pool_bytes() const;  ///< really used
+  std::int64_t pool_rows() const;  ///< of each layer and kind, at most
 
  private:
   struct Impl;

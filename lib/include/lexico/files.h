@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -13,5 +14,19 @@ std::string read_file(const std::string& path);
 /// (/dev/stdout) is written directly.
 /// @throws ResourceError naming the path and the reason; the partial file is removed.
 void write_file(const std::string& path, std::string_view bytes);
+/// The same for bytes that lie in several places.
+void write_file(const std::string& path, std::span<const std::string_view> pieces);
+
+/// What a file is called until it is whole: its name and this.
+inline constexpr const char* kPartialSuffix = ".partial";
+
+/// Puts `bytes` at the end of a file, which is made if it is missing. @throws ResourceError naming
+/// it and the reason.
+void append_file(const std::string& path, std::string_view bytes);
+
+/// What was written survives a loss of power from now on. @throws ResourceError.
+void sync_file(const std::string& path);
+/// The same for the names of files in a folder; nothing where the file system cannot do that.
+void sync_folder(const std::string& folder);
 
 }  // namespace lexico

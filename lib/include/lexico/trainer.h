@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -66,22 +67,33 @@ class Diverged : public InvalidArgument {
   using InvalidArgument::InvalidArgument;
 };
 
+/// What decides the result, as text by name: a checkpoint of another run must not be loaded.
+/// @param config  resolved.
+std::map<std::string, std::string> fingerprint(const TrainConfig& config,
+                                               const std::vector<TrainTarget>& targets,
+                                               const VectorStream& stream,
+                                               int dictionaries_of_job);
+
 /// Learns one dictionary per target, all side by side: pursuit in the loop, gradient descent on the
 /// atoms (or block coordinate descent), unit norm. Source: Lexico, arXiv:2412.08890; recipe
 /// `lexico` follows the released trainer step by step (docs/training.md). On the CPU the result
-/// depends on the seed and the config alone, not on the thread count.
+/// depends on the seed and the config alone, not on the thread count; that of one target does not
+/// depend on which others are trained beside it.
 class Trainer {
  public:
   /// @param stream  gives vectors for the targets, in their order; must outlive the trainer.
   /// @param initial  empty, or one dictionary per target to start from, [targets, num_atoms, dim].
   ///                 Reading the file that config.initial names is the caller's part.
+  /// @param dictionaries_of_job  how many are trained in all, where others are trained elsewhere:
+  ///                 recipe `lexico` takes one mean over all of them. 0: no others.
   /// @throws InvalidArgument if the config is out of range or does not fit the stream's dim;
   /// ResourceError if the
   ///         device is not there or has too little memory.
   Trainer(const TrainConfig& config,
           std::vector<TrainTarget> targets,
           VectorStream& stream,
-          const std::vector<float>& initial = {});
+          const std::vector<float>& initial = {},
+          int dictionaries_of_job = 0);
   ~Trainer();
 
   const TrainConfig& config() const;  ///< resolved; of a budget in minutes once it is known
@@ -96,14 +108,21 @@ class Trainer {
   /// The dictionaries as they are now, unit norm.
   DictionarySet dictionaries() const;
   std::int64_t step() const;
+  /// As TrainStep has them.
+  std::int64_t bad_vectors() const;
+  std::int64_t skipped_batches() const;
   /// For each target, atoms that no vector of the last `20 * num_atoms` used.
   std::vector<int> unused_atoms() const;
 
-  /// Everything a later `load` needs to go on to the same result; written aside, synced, renamed.
-  void save(const std::string& path) const;
-  /// @throws IoError if the file is damaged; InvalidArgument if it belongs to another config or
-  /// other targets (names the difference).
-  void load(const std::string& path);
+  /// Everything a later `load` needs to go on to the same result, ended by a checksum of all of it;
+  /// written aside, synced, renamed. `notes` are the caller's, given back by `load`.
+  /// @throws ResourceError naming the file.
+  void save(const std::string& path, const std::map<std::string, std::string>& notes = {}) const;
+  /// Needs as much memory again as the file has bytes. @returns the notes of `save`.
+  /// @throws IoError if any byte of the file is not as it was written; InvalidArgument if it
+  /// belongs to another config or other targets (names the difference). The trainer is then as it
+  /// was.
+  std::map<std::string, std::string> load(const std::string& path);
 
  private:
   struct Impl;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "core/half.h"
 #include "lexico/error.h"
@@ -61,8 +62,12 @@ SafeTensor parse_tensor(const std::string& path,
 }  // namespace
 
 SafeTensors read_safetensors(const std::string& path) {
+  return parse_safetensors(read_file(path), path);
+}
+
+SafeTensors parse_safetensors(std::string bytes, const std::string& path) {
   SafeTensors result;
-  result.file = read_file(path);
+  result.file = std::move(bytes);
   std::uint64_t header_bytes = 0;
   if (result.file.size() < sizeof(header_bytes))
     throw IoError(path + ": " + std::to_string(result.file.size()) +
@@ -88,6 +93,12 @@ SafeTensors read_safetensors(const std::string& path) {
   return result;
 }
 
+std::string_view NamedFloats::bytes() const {
+  std::size_t count = sizeof(float);
+  for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
+  return {reinterpret_cast<const char*>(data), count};
+}
+
 std::vector<float> to_floats(const SafeTensor& tensor, const std::string& what) {
   if (tensor.dtype == "F32") {
     std::vector<float> values(tensor.bytes.size() / sizeof(float));
@@ -107,28 +118,35 @@ std::vector<float> to_floats(const SafeTensor& tensor, const std::string& what) 
   return values;
 }
 
-std::string safetensors_text(const std::map<std::string, NamedFloats>& tensors,
-                             const std::map<std::string, std::string>& metadata) {
+std::string safetensors_header(const std::map<std::string, NamedFloats>& tensors,
+                               const std::map<std::string, std::string>& metadata,
+                               std::size_t checksum_bytes) {
   nlohmann::ordered_json header;
   header["__metadata__"] = metadata;
   std::size_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
-    std::size_t bytes = sizeof(float);
-    for (std::int64_t extent : tensor.shape) bytes *= static_cast<std::size_t>(extent);
-    header[name] = {
-        {"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
-    offset += bytes;
+    const std::size_t end = offset + tensor.bytes().size();
+    header[name] = {{"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}};
+    offset = end;
   }
+  if (checksum_bytes > 0)
+    header["checksum"] = {{"dtype", "U8"},
+                          {"shape", {checksum_bytes}},
+                          {"data_offsets", {offset, offset + checksum_bytes}}};
   std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   text.append((8 - text.size() % 8) % 8, ' ');  // the tensors start 8-byte aligned
   const std::uint64_t header_bytes = text.size();
   text.insert(0, reinterpret_cast<const char*>(&header_bytes), sizeof(header_bytes));
-  text.reserve(text.size() + offset);
-  for (const auto& [name, tensor] : tensors) {
-    std::size_t bytes = sizeof(float);
-    for (std::int64_t extent : tensor.shape) bytes *= static_cast<std::size_t>(extent);
-    text.append(reinterpret_cast<const char*>(tensor.data), bytes);
-  }
+  return text;
+}
+
+std::string safetensors_text(const std::map<std::string, NamedFloats>& tensors,
+                             const std::map<std::string, std::string>& metadata) {
+  std::string text = safetensors_header(tensors, metadata);
+  std::size_t bytes = text.size();
+  for (const auto& [name, tensor] : tensors) bytes += tensor.bytes().size();
+  text.reserve(bytes);
+  for (const auto& [name, tensor] : tensors) text += tensor.bytes();
   return text;
 }
 

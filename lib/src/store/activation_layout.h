@@ -14,7 +14,6 @@ inline constexpr const char* kContract = "lexico-activations 1";
 inline constexpr std::int64_t kChunkRows = 2048;  ///< vectors
 inline constexpr std::int64_t kChunkTokens = 16384;
 inline constexpr const char* kTokenFields[] = {"id", "position", "document"};
-inline constexpr const char* kPartialSuffix = ".partial";
 
 std::string layer_group(int layer);  ///< "/layers/07"
 std::string vectors_name(int layer, Kind kind);

@@ -16,6 +16,7 @@
 #include "hdf5_handles.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
+#include "lexico/files.h"
 
 namespace lexico {
 namespace {
@@ -33,7 +34,7 @@ using store::Hdf5Session;
 class PartialFile {
  public:
   explicit PartialFile(std::string path)
-      : path_(std::move(path)), partial_(path_ + store::kPartialSuffix) {
+      : path_(std::move(path)), partial_(path_ + kPartialSuffix) {
     fd_ = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd_ < 0) throw_errno(partial_);
     if (::flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
@@ -386,8 +387,12 @@ std::int64_t ActivationWriter::file_bytes(const ActivationInfo& info) {
                                        store::kChunkRows,
                                        std::int64_t{info.head_dim} * (info.half ? 2 : 4));
   const std::int64_t moments = std::int64_t{info.kv_heads} * info.head_dim * info.head_dim * 4;
-  constexpr std::int64_t kDatasetHeader = 4096, kFileHeader = 64 << 10;
-  return info.num_layers * (2 * (vectors + kDatasetHeader) + moments + kDatasetHeader) +
+  // Measured, rounded up: objects, groups and attributes; the longest texts among these.
+  constexpr std::int64_t kDatasetHeader = 512, kFileHeader = 10 << 10;
+  std::size_t texts = info.command_line.size() + info.rope.size() + info.model.size();
+  for (const std::string& name : info.corpora) texts += name.size() + 64;
+  return static_cast<std::int64_t>(texts) +
+         info.num_layers * (2 * (vectors + kDatasetHeader) + moments + kDatasetHeader) +
          3 * (chunked(info.num_tokens, store::kChunkTokens, 4) + kDatasetHeader) + kFileHeader;
 }
 

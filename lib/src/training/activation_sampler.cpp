@@ -214,6 +214,10 @@ std::size_t ActivationSampler::pool_bytes() const {
          (impl_->is_half ? 2 : 4);
 }
 
+std::int64_t ActivationSampler::pool_rows() const {
+  return impl_->chunks_per_pool * impl_->chunk_rows;
+}
+
 void ActivationSampler::next(std::int64_t count, float* out) {
   for (std::int64_t done = 0; done < count;) {
     if (impl_->cursor == impl_->unit_order.size()) impl_->next_pool();

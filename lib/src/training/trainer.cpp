@@ -11,11 +11,13 @@
 #include <map>
 #include <numbers>
 #include <sstream>
+#include <utility>
 
 #include "check.h"
 #include "core/random.h"
 #include "core/safetensors.h"
 #include "lexico/files.h"
+#include "lexico/sha256.h"
 #include "training/sparse_ops.h"
 
 namespace lexico {
@@ -24,6 +26,9 @@ namespace {
 using detail::throw_invalid;
 using torch::Tensor;
 
+const std::string kCheckpointFormat = "lexico-checkpoint 3";
+const std::string kNote = "note.";          // before the caller's keys
+constexpr std::size_t kChecksumBytes = 64;  // hex digits of SHA-256
 // What a random stream is for.
 constexpr std::uint64_t kInitialAtoms = 3, kRevivedAtoms = 4, kRandomAtoms = 5;
 constexpr int kReviveAfter = 20;  // an atom is unused when none of the last 20 N vectors took it
@@ -68,16 +73,50 @@ std::string text_of(const std::vector<double>& values) {
   return text;
 }
 
+/// Of one dictionary: the same whichever others are trained beside it.
+detail::Random random_of(const TrainConfig& config,
+                         const TrainTarget& target,
+                         std::uint64_t purpose,
+                         std::uint64_t which = 0) {
+  return {config.seed,
+          purpose,
+          which,
+          static_cast<std::uint64_t>(target.layer),
+          static_cast<std::uint64_t>(target.kind),
+          static_cast<std::uint64_t>(target.head + 1)};
+}
+
 std::string target_text(const std::vector<TrainTarget>& targets) {
   std::string text;
   for (const TrainTarget& t : targets) text += (text.empty() ? "" : "; ") + name_of(t);
   return text;
 }
 
-/// What decides the result, as text: a checkpoint of another run must not be loaded.
+/// The bytes of a checkpoint. @throws IoError unless its last ones are the checksum of the others.
+std::string read_checked(const std::string& path) {
+  std::string bytes = read_file(path);
+  const std::size_t size = bytes.size() - std::min(bytes.size(), kChecksumBytes);
+  Sha256 sum;
+  sum.update(bytes.data(), size);
+  if (sum.finish() != std::string_view(bytes).substr(size))
+    throw IoError(path + ": the checksum at its end does not fit its " +
+                  std::to_string(bytes.size()) +
+                  " bytes: it is damaged, cut off, or of an older version");
+  return bytes;
+}
+
+/// What a schedule does at a step: which method, at which rate.
+struct Phase {
+  bool online;
+  double rate;
+};
+
+}  // namespace
+
 std::map<std::string, std::string> fingerprint(const TrainConfig& config,
                                                const std::vector<TrainTarget>& targets,
-                                               const VectorStream& stream) {
+                                               const VectorStream& stream,
+                                               int dictionaries_of_job) {
   std::map<std::string, std::string> fields;
   TrainConfig::for_each_field(config, [&](const char* key, const auto& value, const char*) {
     std::ostringstream text;
@@ -89,17 +128,11 @@ std::map<std::string, std::string> fingerprint(const TrainConfig& config,
   fields.erase("threads");
   fields.erase("device");
   fields["targets"] = target_text(targets);
+  if (config.recipe == "lexico")
+    fields["dictionaries_of_job"] = std::to_string(dictionaries_of_job);
   fields["data"] = stream.identity();
   return fields;
 }
-
-/// What a schedule does at a step: which method, at which rate.
-struct Phase {
-  bool online;
-  double rate;
-};
-
-}  // namespace
 
 std::string name_of(const TrainTarget& target) {
   std::string text =
@@ -116,6 +149,7 @@ struct Trainer::Impl {
   TrainConfig config;
   std::vector<TrainTarget> targets;
   VectorStream& stream;
+  int dictionaries_of_job;
   torch::Device device;
   std::vector<int> budgets;  // [P], or empty: all alike
   detail::SparseOps ops;
@@ -138,10 +172,11 @@ struct Trainer::Impl {
   std::future<void> reading;  // into batches[1]; valid: the stream is one batch ahead
   Clock::time_point began = Clock::now();
 
-  Impl(const TrainConfig& c, std::vector<TrainTarget> t, VectorStream& s)
+  Impl(const TrainConfig& c, std::vector<TrainTarget> t, VectorStream& s, int of_job)
       : config(c),
         targets(std::move(t)),
         stream(s),
+        dictionaries_of_job(of_job > 0 ? of_job : static_cast<int>(targets.size())),
         device(device_from(c.device)),
         budgets(budgets_of(c, targets)),
         ops({most_atoms(c, targets),
@@ -209,10 +244,12 @@ struct Trainer::Impl {
   /// components.
   Tensor random_atoms(std::uint64_t purpose) const {
     Tensor rows = torch::empty({P(), N(), m()});
-    detail::Random random({config.seed, purpose});
     float* out = rows.data_ptr<float>();
-    for (std::int64_t i = 0; i < rows.numel(); ++i)
-      out[i] = static_cast<float>(2.0 * random.uniform() - 1.0);
+    for (const TrainTarget& target : targets) {
+      detail::Random random = random_of(config, target, purpose);
+      for (std::int64_t i = 0; i < N() * m(); ++i)
+        *out++ = static_cast<float>(2.0 * random.uniform() - 1.0);
+    }
     return rows;
   }
 
@@ -232,11 +269,13 @@ struct Trainer::Impl {
       rows[p].narrow(0, 0, count).copy_(unit_rows(good.narrow(0, 0, count)));
     }
     // Equal samples would be equal atoms for ever: a little noise tells them apart.
-    detail::Random random({config.seed, kInitialAtoms, 1});
     float* out = rows.data_ptr<float>();
     const double noise = 0.01 / std::sqrt(static_cast<double>(m()));
-    for (std::int64_t i = 0; i < rows.numel(); ++i)
-      out[i] += static_cast<float>(noise * random.normal());
+    for (const TrainTarget& target : targets) {
+      detail::Random random = random_of(config, target, kInitialAtoms, 1);
+      for (std::int64_t i = 0; i < N() * m(); ++i)
+        *out++ += static_cast<float>(noise * random.normal());
+    }
     return rows;
   }
 
@@ -338,7 +377,7 @@ struct Trainer::Impl {
       if (good[p] == 0) continue;
       // Published: the loss is one mean over everything. sgd: each dictionary has its own scale,
       // the mean energy of its vectors, so that Adam's epsilon never matters.
-      double unit = static_cast<double>(P() * B * m());
+      double unit = static_cast<double>(dictionaries_of_job * B * m());
       if (!published()) {
         const float* norms =
             coded.signal_norms.data_ptr<float>() + static_cast<std::int64_t>(p) * B;
@@ -373,9 +412,14 @@ struct Trainer::Impl {
     const Tensor dead = unused().nonzero().to(torch::kCPU);
     if (dead.size(0) == 0) return;
     const Tensor energy = coded.residual_norms.to(torch::kFloat64).square().cumsum(1).contiguous();
-    detail::Random random({config.seed, kRevivedAtoms, static_cast<std::uint64_t>(step)});
-    for (std::int64_t i = 0; i < dead.size(0); ++i) {
+    detail::Random random({});
+    for (std::int64_t i = 0, before = -1; i < dead.size(0); ++i) {
       const std::int64_t p = dead[i][0].item<std::int64_t>(), n = dead[i][1].item<std::int64_t>();
+      if (p != std::exchange(before, p))
+        random = random_of(config,
+                           targets[static_cast<std::size_t>(p)],
+                           kRevivedAtoms,
+                           static_cast<std::uint64_t>(step));
       const double* sums = energy[p].data_ptr<double>();
       const double total = sums[batch_size() - 1];
       if (!(total > 0)) continue;
@@ -529,7 +573,8 @@ struct Trainer::Impl {
 Trainer::Trainer(const TrainConfig& config,
                  std::vector<TrainTarget> targets,
                  VectorStream& stream,
-                 const std::vector<float>& initial) {
+                 const std::vector<float>& initial,
+                 int dictionaries_of_job) {
   config.validate();
   const TrainConfig resolved = config.resolved();
   if (targets.empty() || static_cast<int>(targets.size()) != stream.num_dictionaries())
@@ -546,7 +591,7 @@ Trainer::Trainer(const TrainConfig& config,
                     stream.dim());
   if (resolved.threads > 0) torch::set_num_threads(resolved.threads);
   const torch::InferenceMode no_gradients;
-  impl_ = std::make_unique<Impl>(resolved, std::move(targets), stream);
+  impl_ = std::make_unique<Impl>(resolved, std::move(targets), stream, dictionaries_of_job);
   try {
     impl_->initialize(initial);
   } catch (const c10::Error& e) {
@@ -558,6 +603,8 @@ Trainer::~Trainer() = default;
 
 const TrainConfig& Trainer::config() const { return impl_->config; }
 std::int64_t Trainer::step() const { return impl_->step; }
+std::int64_t Trainer::bad_vectors() const { return impl_->bad_vectors; }
+std::int64_t Trainer::skipped_batches() const { return impl_->skipped; }
 
 bool Trainer::run(TrainObserver& observer) {
   const torch::InferenceMode no_gradients;
@@ -606,17 +653,18 @@ std::vector<int> Trainer::unused_atoms() const {
   return out;
 }
 
-void Trainer::save(const std::string& path) const {
+void Trainer::save(const std::string& path, const std::map<std::string, std::string>& notes) const {
   const torch::InferenceMode no_gradients;
   std::map<std::string, std::string> metadata =
-      fingerprint(impl_->config, impl_->targets, impl_->stream);
-  metadata["format"] = "lexico-checkpoint 2";
+      fingerprint(impl_->config, impl_->targets, impl_->stream, impl_->dictionaries_of_job);
+  metadata["format"] = kCheckpointFormat;
   metadata["budget"] = std::to_string(impl_->config.vectors);
   for (const auto& [name, value] : impl_->counters()) metadata[name] = std::to_string(*value);
   for (const auto& [name, values] : impl_->numbers()) metadata[name] = text_of(*values);
   std::string good;
   for (std::int64_t count : impl_->good_vectors) good += std::to_string(count) + " ";
   metadata["good_vectors"] = good;
+  for (const auto& [key, note] : notes) metadata[kNote + key] = note;
   std::vector<Tensor> held;  // until they are written
   std::map<std::string, detail::NamedFloats> tensors;
   for (const auto& [name, tensor] : impl_->state()) {
@@ -624,20 +672,28 @@ void Trainer::save(const std::string& path) const {
         tensor->to(torch::kCPU, torch::kFloat32).contiguous());
     tensors[name] = {held.back().sizes().vec(), held.back().data_ptr<float>()};
   }
-  write_file(path, detail::safetensors_text(tensors, metadata));
+  const std::string header = detail::safetensors_header(tensors, metadata, kChecksumBytes);
+  std::vector<std::string_view> pieces = {header};
+  for (const auto& [name, tensor] : tensors) pieces.push_back(tensor.bytes());
+  Sha256 sum;
+  for (const std::string_view piece : pieces) sum.update(piece);
+  const std::string checksum = sum.finish();
+  pieces.push_back(checksum);
+  write_file(path, pieces);
 }
 
-void Trainer::load(const std::string& path) {
+std::map<std::string, std::string> Trainer::load(const std::string& path) {
   const torch::InferenceMode no_gradients;
-  const detail::SafeTensors file = detail::read_safetensors(path);
+  const detail::SafeTensors file = detail::parse_safetensors(read_checked(path), path);
   const auto text = [&](const std::string& key) {
     const auto found = file.metadata.find(key);
     if (found == file.metadata.end()) throw IoError(path + ": no '" + key + "': not a checkpoint");
     return found->second;
   };
-  if (text("format") != "lexico-checkpoint 2")
-    throw IoError(path + ": format is '" + text("format") + "', must be lexico-checkpoint 2");
-  for (const auto& [key, value] : fingerprint(impl_->config, impl_->targets, impl_->stream))
+  if (text("format") != kCheckpointFormat)
+    throw IoError(path + ": format is '" + text("format") + "', must be " + kCheckpointFormat);
+  for (const auto& [key, value] :
+       fingerprint(impl_->config, impl_->targets, impl_->stream, impl_->dictionaries_of_job))
     if (text(key) != value)
       throw InvalidArgument(path + ": was trained with " + key + " = " + text(key) +
                             ", this run has " + value +
@@ -659,13 +715,11 @@ void Trainer::load(const std::string& path) {
     return values;
   };
   // Everything is read before anything is changed: a damaged file leaves the trainer as it was.
-  std::map<std::string, Tensor> restored;
   for (const auto& [name, like] : impl_->state()) {
     const auto found = file.tensors.find(name);
-    if (found == file.tensors.end() || found->second.shape != like->sizes().vec())
-      throw IoError(path + ": tensor '" + name + "' is missing or has another shape");
-    std::vector<float> values = detail::to_floats(found->second, path + ": tensor '" + name + "'");
-    restored[name] = torch::from_blob(values.data(), like->sizes()).clone().to(like->options());
+    if (found == file.tensors.end() || found->second.shape != like->sizes().vec() ||
+        found->second.dtype != "F32")
+      throw IoError(path + ": tensor '" + name + "' is missing, not float32 or of another shape");
   }
   std::map<std::string, std::int64_t> counters;
   for (const auto& [name, value] : impl_->counters()) counters[name] = number(name);
@@ -683,12 +737,19 @@ void Trainer::load(const std::string& path) {
   const std::vector<double> good = list("good_vectors", P);
 
   if (impl_->reading.valid()) impl_->reading.get();
-  for (const auto& [name, tensor] : impl_->state()) *tensor = restored[name];
+  for (const auto& [name, tensor] : impl_->state()) {
+    void* values = const_cast<char*>(file.tensors.at(name).bytes.data());  // 8-byte aligned
+    tensor->copy_(torch::from_blob(values, tensor->sizes()));
+  }
   for (const auto& [name, value] : impl_->counters()) *value = counters[name];
   for (const auto& [name, values] : impl_->numbers()) *values = lists[name];
   impl_->good_vectors.assign(good.begin(), good.end());
   impl_->config.vectors = budget;
   impl_->stream.seek(impl_->step * impl_->batch_size());
+  std::map<std::string, std::string> notes;
+  for (const auto& [key, value] : file.metadata)
+    if (key.starts_with(kNote)) notes[key.substr(kNote.size())] = value;
+  return notes;
 }
 
 std::vector<float> initial_atoms(const DictionarySet& set,

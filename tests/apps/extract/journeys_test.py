@@ -364,12 +364,41 @@ def test_a_rank_that_never_comes_is_named_and_a_resumed_run_completes(both, alon
     assert comparable(tmp_path / "out") == alone
 
 
-def test_a_killed_rank_is_named(slow, tmp_path):
-    arguments = [*slow[0], "-o", tmp_path / "out", "--num-ranks", 2, "--rank-timeout", 3, "--rank"]
+def torchrun(arguments):
+    return [str(Path(sys.executable).with_name("torchrun")), "--no-python", "--nproc-per-node", "2", EXTRACT, *map(str, arguments)]
+
+
+def mpirun(arguments):
+    if shutil.which("mpirun") is None:
+        pytest.skip("no mpirun here (apt: openmpi-bin)")
+    return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2", EXTRACT, *map(str, arguments)]
+
+
+@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+def test_a_launcher_shares_the_work_out_and_survives_a_killed_rank(slow, tmp_path, launcher):
+    command = launcher([*slow[0], "-o", tmp_path / "out"])
+    job = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    alive = tmp_path / "out" / ".rank-00001.alive"
+    deadline = time.time() + 60
+    while not (alive.exists() and list((tmp_path / "out").glob("*.h5"))) and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(int(alive.read_text().split()[1]), signal.SIGKILL)
+    said = job.communicate(timeout=60)
+    assert job.returncode != 0, said
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.h5")}
+    done = subprocess.run(command, text=True, capture_output=True, timeout=60)  # ranks go on unasked
+    assert done.returncode == 0 and done.stdout.count("wrote") == 1, done
+    assert comparable(tmp_path / "out") == comparable(slow[1])
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".h5"}
+
+
+def test_a_killed_rank_is_named_at_once(slow, tmp_path):
+    arguments = [*slow[0], "-o", tmp_path / "out", "--num-ranks", 2, "--rank"]
     other = start([*arguments, 1], {})
     first = start([*arguments, 0], {})
     deadline = time.time() + 30
-    while not (tmp_path / "out" / ".rank-00001.alive").exists() and time.time() < deadline:
+    while not all((tmp_path / "out" / f".rank-0000{rank}.alive").exists() for rank in (0, 1)) and time.time() < deadline:
         time.sleep(0.02)
     other.kill()
     other.communicate()
