@@ -69,12 +69,17 @@ std::int64_t available_memory_bytes() {
   return std::min(machine, group);
 }
 
-void require_memory(double bytes, const std::string& advice) {
+bool fits_memory(double bytes) {
   const std::int64_t available = available_memory_bytes();
-  const double there = static_cast<double>(available + resident_bytes());
-  if (available < 0 || bytes <= there) return;
-  throw ResourceError("needs about " + format_bytes(bytes) + " of memory, but " +
-                      format_bytes(there) + " are there: " + advice);
+  return available < 0 || bytes <= static_cast<double>(available + resident_bytes());
+}
+
+void require_memory(double bytes, const std::string& advice) {
+  if (fits_memory(bytes)) return;
+  throw ResourceError(
+      "needs about " + format_bytes(bytes) + " of memory, but " +
+      format_bytes(static_cast<double>(available_memory_bytes() + resident_bytes())) +
+      " are there: " + advice);
 }
 
 void require_disk(const std::string& path, double bytes, const std::string& advice) {

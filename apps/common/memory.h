@@ -14,8 +14,11 @@ std::int64_t available_memory_bytes();
 
 /// What a program with libtorch still comes to touch after it was set up, most of it as the process
 /// ends. Measured.
-inline constexpr double kTorchBytes = 110e6;
+inline constexpr double kTorchBytes = 100e6;
 
+/// Whether a process of so many bytes at its peak, this one, finds them; also where that is
+/// unknown.
+bool fits_memory(double bytes);
 /// Before the work. @param bytes  of the whole process at its peak.
 /// @throws ResourceError saying what is needed, what is there, and `advice`.
 void require_memory(double bytes, const std::string& advice);

@@ -124,8 +124,7 @@ int print_plan(const ExtractConfig& config,
     seconds += phase.seconds;
   }
   const std::int64_t free = free_bytes(output.path()), memory = available_memory_bytes();
-  const bool fits_disk = free < 0 || plan.bytes <= free,
-             fits_memory = memory < 0 || bytes <= static_cast<double>(memory + resident_bytes());
+  const bool fits_disk = free < 0 || plan.bytes <= free, in_memory = fits_memory(bytes);
   if (config.json) {
     Json json = describe(plan, output);
     for (const PlannedPhase& phase : phases)
@@ -135,7 +134,7 @@ int print_plan(const ExtractConfig& config,
     json["free_memory_bytes"] = memory;
     json["free_bytes"] = free;
     json["seconds"] = seconds;
-    json["fits"] = fits_disk && fits_memory;
+    json["fits"] = fits_disk && in_memory;
     std::cout << json_text(json, 1);
     return 0;
   }
@@ -164,7 +163,7 @@ int print_plan(const ExtractConfig& config,
   std::cout << "\ntime     about " << format_duration(seconds) << "\n";
   if (!fits_disk)
     std::cout << "verdict  does not fit the disk: lower --max-vectors (" << output.path() << ")\n";
-  else if (!fits_memory)
+  else if (!in_memory)
     std::cout << "verdict  does not fit the memory: lower --batch-tokens\n";
   else
     std::cout << "verdict  fits; run it again without --dry-run\n";

@@ -76,7 +76,7 @@ struct Config : RankConfig {
           self.registry,
           "JSON map that the .pt is entered in; empty: OUTPUT/path_to_dictionary.json");
     RankConfig::for_each_field(self, visit);
-    visit("resume", self.resume, "go on with the run in OUTPUT");
+    visit("resume", self.resume, "go on with the run in OUTPUT, or begin it if there is none");
     visit("overwrite", self.overwrite, "start again in OUTPUT; the run there is removed");
     visit("dry_run", self.dry_run, "print the plan (vectors, memory, disk, time) and stop");
     visit("json", self.json, "print the result as JSON on stdout");
@@ -492,9 +492,8 @@ void print_plan(const Config& config,
   plan["checkpoint_bytes"] = planned.checkpoint_bytes;
   plan["free_disk_bytes"] = free < 0 ? Json(nullptr) : Json(free);
   plan["seconds"] = planned.seconds();
-  const bool fits =
-      (free < 0 || planned.disk_most_bytes() <= static_cast<double>(free)) &&
-      (memory < 0 || planned.most_bytes() <= static_cast<double>(memory + resident_bytes()));
+  const bool fits = (free < 0 || planned.disk_most_bytes() <= static_cast<double>(free)) &&
+                    fits_memory(planned.most_bytes());
   plan["fits"] = fits;
   if (config.json) {
     std::cout << json_text(plan);
@@ -514,14 +513,10 @@ void print_plan(const Config& config,
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
             << " passes), " << steps << " steps of " << train.batch_size << '\n';
   for (const PlannedPhase& phase : planned.phases) {
-    char line[96];
-    std::snprintf(line,
-                  sizeof line,
-                  "  %-9s %s of memory, about %s\n",
-                  phase.name.c_str(),
-                  format_bytes(phase.bytes).c_str(),
-                  format_duration(phase.seconds).c_str());
-    std::cout << line;
+    std::cout << "  " << (phase.name + "          ").substr(0, 10) << format_bytes(phase.bytes)
+              << " of memory";
+    if (phase.seconds >= 0) std::cout << ", about " << format_duration(phase.seconds);
+    std::cout << '\n';
   }
   std::cout << "  memory    " << format_bytes(planned.most_bytes())
             << (memory < 0 ? "" : " of " + format_bytes(static_cast<double>(memory)) + " free")
@@ -530,8 +525,11 @@ void print_plan(const Config& config,
             << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << ", "
             << format_bytes(planned.disk_left_bytes()) << " in the end (two checkpoints of "
             << format_bytes(planned.checkpoint_bytes) << " each)\n"
-            << "  time      about " << format_duration(planned.seconds())
-            << " (from a probe of each phase)\n"
+            << "  time      "
+            << (planned.phases.front().seconds < 0 ? "not probed: that takes the memory"
+                                                   : "about " + format_duration(planned.seconds()) +
+                                                         " (from a probe of each phase)")
+            << '\n'
             << "  verdict   "
             << (fits ? "fits; run it again without --dry-run"
                      : "does not fit: a smaller num_atoms, batch_size or pool_mib needs less")
@@ -768,18 +766,18 @@ struct PartTraining {
   std::unique_ptr<Trainer> trainer;
   double resident = static_cast<double>(resident_bytes());  ///< before there was a trainer
 
-  /// @throws ResourceError if it does not fit.
+  TrainPlan before;  ///< without times
+
+  /// There is no trainer where a dry run finds that it would not fit. @throws ResourceError if it
+  /// does not fit.
   PartTraining(const Job& job, int part) : sampler(sampler_of(job, part)) {
+    const std::int64_t steps = job.config.train.resolved().num_steps();
+    before = plan_part(job, part, *sampler, resident, steps > 0 ? steps : 500);
+    if (job.config.dry_run && !fits_memory(before.most_bytes())) return;
     if (!job.config.dry_run) {
-      const TrainPlan planned =
-          plan_part(job,
-                    part,
-                    *sampler,
-                    resident,
-                    std::max<std::int64_t>(500, job.config.train.resolved().num_steps()));
-      require_memory(planned.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
+      require_memory(before.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
       if (!job.config.resume && job.ranks.leads())  // what is there already counts
-        require_disk(job.config.output, planned.disk_most_bytes(), "--dry-run says for what");
+        require_disk(job.config.output, before.disk_most_bytes(), "--dry-run says for what");
     }
     const std::vector<TrainTarget> targets = job.parts.targets(part);
     const Config& config = job.config;
@@ -946,6 +944,18 @@ int train(const Config& config,
   const Job job{config, options, ranks, parts, reader, frame, training_rows, validation};
   std::unique_ptr<PartTraining> first;
   if (ranks.leads()) first = std::make_unique<PartTraining>(job, 0);
+  if (config.dry_run && !first->trainer) {
+    const TrainSizes sizes = sizes_of(job, targets, *first->sampler);
+    print_plan(config,
+               sizes.train,
+               sizes,
+               num_parts,
+               first->before,
+               reader,
+               training_rows,
+               sizes.train.num_steps());
+    return 0;
+  }
   if (config.dry_run) {
     Trainer& trainer = *first->trainer;
     const TrainConfig& train = trainer.config();

@@ -91,9 +91,12 @@ def test_training_uses_what_the_plan_says(dumps, tmp_path, size):
 
 
 def test_a_run_that_does_not_fit_says_so_before_it_starts(dumps, tmp_path):
-    command = train(dumps(3000), tmp_path / "run", "--num-atoms", 2000000, "--sparsity", 1, "--recipe", "online")
+    command = train(dumps(3000), tmp_path / "run", "--num-atoms", 1000000, "--sparsity", 1, "--recipe", "online")
     done = programs.run(*command, code=4)
     assert "of memory, but" in done.stderr and "num_atoms" in done.stderr, done.stderr
+    plan = json.loads(programs.run(*command, "--dry-run", "--json").stdout)
+    assert not plan["fits"] and plan["memory_bytes"] > 1e13
+    assert "does not fit" in programs.run(*command, "--dry-run").stdout
     assert not (tmp_path / "run").exists()
 
 

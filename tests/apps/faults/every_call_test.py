@@ -1,5 +1,5 @@
-"""Kills small runs at every system call that changes their output, lets each of them fail, and kills them at random times. Takes half an
-hour; LEXICO_FAULTS=k/n in the environment does the k-th of n parts. What was done is printed at the end."""
+"""Kills small runs at every system call that changes their output, lets each of them fail, and kills them at random times. Takes a quarter
+of an hour; LEXICO_FAULTS=k/n in the environment does the k-th of n parts. What was done is printed at the end."""
 
 import os
 import sys
@@ -77,11 +77,11 @@ def test_files_that_cannot_grow(jobs, name):
 
 def test_training_killed_at_random_times(tmp_path):
     job = cases.training(tmp_path, steps=400, batch=256, checkpoint_seconds="0.02", tokens=3000)
-    kills = 100 // PARTS
+    kills = -(-100 // PARTS)
     print(f"\n{kills} kills in training, {job.kill_at_random(kills, 1.2, PART)} runs came to their end")
 
 
 def test_extraction_killed_at_random_times(tmp_path):
     job = cases.extraction(tmp_path, shards=40, milliseconds=20)
-    kills = 50 // PARTS
+    kills = -(-50 // PARTS)
     print(f"\n{kills} kills in extraction, {job.kill_at_random(kills, 1.4, PART)} runs came to their end")

@@ -207,8 +207,8 @@ def test_a_run_cut_off_and_resumed_ends_with_the_same_bytes(data, tmp_path, how)
     fails(2, "--resume", "--data", data, "-o", cut, *settings)  # what is there is not overwritten unasked
     run("--data", data, "-o", cut, *settings, "--resume")
     assert (cut / "dictionary.pt").read_bytes() == (tmp_path / "whole" / "dictionary.pt").read_bytes()
-    a, b = ([json.loads(l)["step"] for l in (f / "metrics.jsonl").read_text().splitlines()] for f in (tmp_path / "whole", cut))
-    assert b == sorted(set(b)) and a[-1] == b[-1]
+    for name in ("metrics.jsonl", "metrics.csv"):
+        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert len(list((cut / "checkpoints").iterdir())) <= 2
 
 
@@ -220,6 +220,78 @@ def test_a_damaged_checkpoint_is_left_out_and_the_older_one_taken(data, finished
     done = run("--data", data, "-o", out, *SMALL, "--resume")
     assert "damaged checkpoint" in done.stderr and newest.name in done.stderr
     assert (out / "dictionary.pt").read_bytes() == (finished[0] / "dictionary.pt").read_bytes()
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed(data, finished, tmp_path):
+    out = tmp_path / "r"
+    run("--data", data, "-o", out, *SMALL, "--checkpoint-seconds", "0.001")
+    for checkpoint in (out / "checkpoints").iterdir():
+        content = bytearray(checkpoint.read_bytes())
+        content[len(content) // 2] ^= 1
+        checkpoint.write_bytes(content)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    done = run("--data", data, "-o", out, *SMALL, "--resume", code=3)
+    assert "no checkpoint there is whole (2 damaged)" in done.stderr and "--overwrite" in done.stderr, done.stderr
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_removed_once_there_is_a_newer_one(data, tmp_path):
+    out, settings = tmp_path / "r", [*SMALL, "--vectors", "300000"]
+    long = subprocess.Popen([TRAIN, "--data", data, "-o", out, *settings, "--checkpoint-seconds", "0.05"], stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(out.glob("checkpoints/*.safetensors"))) == 2)
+    long.kill()
+    long.wait()
+    for left in out.glob("checkpoints/*.partial"):
+        left.unlink()
+    newest, older = sorted((out / "checkpoints").iterdir(), reverse=True)[:2]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = run("--data", data, "-o", out, *settings, "--resume")
+    assert f"going on from the older {older}" in done.stderr, done.stderr
+    assert not newest.exists() and len(list((out / "checkpoints").iterdir())) <= 2
+
+
+def test_resume_begins_where_nothing_is_but_not_among_other_files(data, finished, tmp_path):
+    done = run("--data", data, "-o", tmp_path / "r", *SMALL, "--resume")
+    assert "no checkpoint yet, starting at step 0" in done.stderr
+    assert (tmp_path / "r/dictionary.pt").read_bytes() == (finished[0] / "dictionary.pt").read_bytes()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    fails(2, "holds other files and no run to resume", "--data", data, "-o", tmp_path / "mine", *SMALL, "--resume")
+
+
+def wait_for(condition):
+    deadline = time.time() + 60
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
+def test_a_file_named_save_makes_it_save_and_go_on(data, tmp_path):
+    out = tmp_path / "r"
+    process = subprocess.Popen([TRAIN, "--data", data, "-o", out, *SMALL, "--vectors", "1e8"], stderr=subprocess.PIPE, text=True)
+    for count in (1, 2):
+        wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 0)
+        (out / "SAVE").touch()
+        wait_for(lambda: not (out / "SAVE").exists())
+        assert len(list(out.glob("checkpoints/*.safetensors"))) == count and process.poll() is None
+    process.send_signal(signal.SIGUSR1)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and stderr.count("as SAVE asked") == 2, stderr
+    newest = max((out / "checkpoints").iterdir()).name
+    assert f"stopped at step {int(newest[5:15])} of" in stderr  # saved where it stopped
+
+
+def test_a_second_interrupt_ends_it_at_once(data, tmp_path):
+    out = tmp_path / "r"
+    slow = ["--num-atoms", "4000", "--sparsity", "16", "--batch-size", "200000", "--vectors", "4e6", "--coding", "exact", "--threads", "1"]
+    process = subprocess.Popen([TRAIN, "--data", data, "-o", out, *slow], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (out / "run.json").exists())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert process.poll() is None  # the step goes on
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=2)
+    assert process.returncode == 130
 
 
 def test_resuming_with_other_settings_is_refused_and_the_setting_named(data, finished):
