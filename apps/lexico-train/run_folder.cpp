@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <utility>
 
 #include "common/json_text.h"
@@ -60,17 +60,26 @@ void make_folder(const std::string& path) {
 
 namespace {
 
+/// What is in a folder. @throws ResourceError: to take one that cannot be read for an empty one
+/// would lose what is in it.
+std::vector<fs::path> entries_of(const std::string& folder) {
+  std::vector<fs::path> paths;
+  try {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+      paths.push_back(entry.path());
+  } catch (const fs::filesystem_error& e) {
+    throw ResourceError(folder + ": cannot be read: " + e.code().message());
+  }
+  return paths;
+}
+
 /// What a run that was cut off was about to write.
 void remove_left_over(const std::string& folder) {
-  std::vector<fs::path> old;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
-    if (const fs::path& path = entry.path();
-        path.extension() == kPartialSuffix &&
-        (is_ours(path.stem()) || path.stem().extension() == ".safetensors"))
-      old.push_back(path);
-  for (const fs::path& path : old)
-    if (!fs::remove(path, error) && error)
+  for (const fs::path& path : entries_of(folder))
+    if (path.extension() == kPartialSuffix &&
+        (is_ours(path.stem()) || path.stem().extension() == ".safetensors") &&
+        !fs::remove(path, error) && error)
       throw ResourceError(path.string() + ": cannot be removed: " + error.message());
 }
 
@@ -81,12 +90,10 @@ void remove_or_warn(const std::string& path) {
     log_warning(path + ": cannot be removed: " + error.message());
 }
 
-std::vector<fs::path> checkpoints_in(
-    const std::string& folder) {  // newest first; numbers have one width
-  std::vector<fs::path> paths;
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
-    if (entry.path().extension() == ".safetensors") paths.push_back(entry.path());
+/// Newest first; numbers have one width.
+std::vector<fs::path> checkpoints_in(const std::string& folder) {
+  std::vector<fs::path> paths = entries_of(folder);
+  std::erase_if(paths, [](const fs::path& path) { return path.extension() != ".safetensors"; });
   std::sort(paths.rbegin(), paths.rend());
   return paths;
 }
@@ -131,9 +138,9 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
     throw ResourceError(
         path_ + ": cannot be written: is not a folder; --output names the folder of the run");
   const bool is_run = fs::exists(file("run.json"), error);
-  if (if_exists == IfExists::kResume && !is_run) {
-    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error))
-      if (!is_ours(entry.path()))
+  if (if_exists == IfExists::kResume && !is_run && fs::exists(path_, error)) {
+    for (const fs::path& entry : entries_of(path_))
+      if (!is_ours(entry))
         throw InvalidArgument(path_ + ": holds other files and no run to resume");
   }
   if (if_exists == IfExists::kRefuse && fs::is_directory(path_, error) && !is_as_empty(path_))
@@ -142,9 +149,9 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
   if (if_exists == IfExists::kOverwrite && fs::is_directory(path_, error)) {
     std::vector<fs::path> old;
     bool others = false;
-    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) {
-      if (is_ours(entry.path()))
-        old.push_back(entry.path());
+    for (const fs::path& entry : entries_of(path_)) {
+      if (is_ours(entry))
+        old.push_back(entry);
       else
         others = true;
     }
@@ -225,7 +232,9 @@ void RunFolder::open_metrics(const std::vector<TrainTarget>& targets, std::int64
   std::string kept_lines, csv = "step,vectors,learning_rate,loss,relative_error";
   for (const std::string& name : names_) csv += "," + name;
   csv += "\n";
-  std::ifstream in(file("metrics.jsonl"));
+  std::error_code error;
+  std::istringstream in(fs::exists(file("metrics.jsonl"), error) ? read_file(file("metrics.jsonl"))
+                                                                 : "");
   for (std::string line; std::getline(in, line);) {
     const Json json = Json::parse(line, nullptr, false);
     if (!json.is_object() || json.value("step", std::int64_t{0}) > step || step == 0) continue;

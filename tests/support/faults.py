@@ -13,7 +13,7 @@ from pathlib import Path
 
 CHANGES = ("write", "pwrite64", "writev", "pwritev", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat",
            "openat", "ftruncate", "fallocate", "mkdir", "mkdirat")  # fmt: skip
-LINE = re.compile(r"^\d+ +(\w+)\((?:AT_FDCWD<[^>]*>, )?(?:\d+<([^>]*)>|\"([^\"]*)\")")
+LINE = re.compile(r"^(\d+) +(\w+)\((?:AT_FDCWD<[^>]*>, )?(?:\d+<([^>]*)>|\"([^\"]*)\")")
 
 
 def why_not() -> str | None:
@@ -26,7 +26,7 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class Call:
-    """The nth call of this name on this path, counted from 1."""
+    """The nth call of this name on this path, counted from 1 in each thread."""
 
     name: str
     path: str
@@ -61,13 +61,13 @@ def calls_in(folder: Path, command, **options) -> list[Call]:
         found = LINE.match(line)
         if not found:
             continue
-        name, path = found[1], found[2] or found[3]
+        thread, name, path = found[1], found[2], found[3] or found[4]
         if not path.startswith(str(folder)) or "/events.out." in path:
             continue
-        counts[name, path] += 1
-        calls.append(Call(name, path, counts[name, path]))
+        counts[thread, name, path] += 1
+        calls.append(Call(name, path, counts[thread, name, path]))
     assert calls
-    return calls
+    return list(dict.fromkeys(calls))
 
 
 def broken(command, call: Call, fault: str, **options):

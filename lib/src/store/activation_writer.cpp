@@ -67,12 +67,7 @@ class PartialFile {
     if (::fsync(fd_) != 0) throw_errno(partial_);
     if (::rename(partial_.c_str(), path_.c_str()) != 0) throw_errno(path_);
     published_ = true;
-    const auto folder = std::filesystem::absolute(path_).parent_path();
-    const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder_fd >= 0) {
-      (void)::fsync(folder_fd);
-      ::close(folder_fd);
-    }
+    sync_folder(std::filesystem::path(path_).parent_path().string());
   }
 
  private:

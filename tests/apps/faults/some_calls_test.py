@@ -46,6 +46,16 @@ def test_training_on_a_full_or_failing_disk(training):
     assert training.fail_beyond(6000)
 
 
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(training):
+    training.kill_at(some(training, ("rename",), "/dictionary.safetensors")[-1])
+    folder = cases.faults.Call("openat", str(training.folder / "checkpoints"), 1)
+    before = training.finished()
+    done = cases.faults.broken([*training.command, "--resume"], folder, "error=EIO")
+    assert done.returncode == 4 and f"{folder.path}: cannot be read" in done.stderr, done.stderr
+    assert training.finished() == before
+    training.resume("after a folder could not be read")
+
+
 def test_extraction_killed_while_a_shard_gets_its_name(extraction):
     for call in some(extraction, ("rename", "fsync"), "/activations-00001"):
         extraction.kill_at(call)
