@@ -45,14 +45,13 @@ Parts::Parts(std::string run, std::vector<TrainTarget> targets, int count)
 }
 
 int Parts::count_in(const std::string& run) {
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(run + kFolder, error)) {
+  for (const fs::path& path : entries_of(run + kFolder)) {
     int part = 0, count = 0;
-    if (std::sscanf(entry.path().filename().c_str(), "%d-of-%d", &part, &count) == 2 && count > 1)
+    if (std::sscanf(path.filename().c_str(), "%d-of-%d", &part, &count) == 2 && count > 1)
       return count;
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(run + "/checkpoints", error))
-    if (entry.path().extension() == ".safetensors") return 1;
+  for (const fs::path& path : entries_of(run + "/checkpoints"))
+    if (path.extension() == ".safetensors") return 1;
   return 0;
 }
 

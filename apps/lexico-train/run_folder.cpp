@@ -52,18 +52,10 @@ bool is_as_empty(const std::string& folder) {
 
 }  // namespace
 
-void make_folder(const std::string& path) {
-  std::error_code error;
-  if (fs::create_directories(path, error)) sync_folder(fs::absolute(path).parent_path().string());
-  if (error) throw ResourceError(path + ": cannot make the folder: " + error.message());
-}
-
-namespace {
-
-/// What is in a folder. @throws ResourceError: to take one that cannot be read for an empty one
-/// would lose what is in it.
 std::vector<fs::path> entries_of(const std::string& folder) {
   std::vector<fs::path> paths;
+  std::error_code error;
+  if (!fs::exists(folder, error)) return paths;
   try {
     for (const fs::directory_entry& entry : fs::directory_iterator(folder))
       paths.push_back(entry.path());
@@ -72,6 +64,14 @@ std::vector<fs::path> entries_of(const std::string& folder) {
   }
   return paths;
 }
+
+void make_folder(const std::string& path) {
+  std::error_code error;
+  if (fs::create_directories(path, error)) sync_folder(fs::absolute(path).parent_path().string());
+  if (error) throw ResourceError(path + ": cannot make the folder: " + error.message());
+}
+
+namespace {
 
 /// What a run that was cut off was about to write.
 void remove_left_over(const std::string& folder) {
@@ -138,7 +138,7 @@ RunFolder::RunFolder(std::string path, IfExists if_exists) : path_(std::move(pat
     throw ResourceError(
         path_ + ": cannot be written: is not a folder; --output names the folder of the run");
   const bool is_run = fs::exists(file("run.json"), error);
-  if (if_exists == IfExists::kResume && !is_run && fs::exists(path_, error)) {
+  if (if_exists == IfExists::kResume && !is_run) {
     for (const fs::path& entry : entries_of(path_))
       if (!is_ours(entry))
         throw InvalidArgument(path_ + ": holds other files and no run to resume");

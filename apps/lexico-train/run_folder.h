@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -63,6 +64,10 @@ class RunFolder {
   std::vector<std::string> damaged_;  // checkpoints
   std::chrono::steady_clock::time_point last_look_ = {};
 };
+
+/// What is in a folder; nothing if there is none. @throws ResourceError: to take a folder that
+/// cannot be read for an empty one would lose what is in it.
+std::vector<std::filesystem::path> entries_of(const std::string& folder);
 
 /// And those above it. @throws ResourceError.
 void make_folder(const std::string& path);
