@@ -8,6 +8,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <system_error>
 #include <tuple>
 
 #include "lexico/error.h"
@@ -22,6 +23,19 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kFolder = "/parts/";
 constexpr const char* kLearned = "/learned.safetensors";
 constexpr double kLookEverySeconds = 0.5;
+
+/// Nothing if the folder is not there. @throws ResourceError: one that cannot be read is not empty.
+std::vector<fs::path> entries_of(const std::string& folder) {
+  std::vector<fs::path> paths;
+  try {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) paths.push_back(entry);
+  } catch (const fs::filesystem_error& e) {
+    if (e.code() != std::errc::no_such_file_or_directory &&
+        e.code() != std::errc::not_a_directory)  // is named later
+      throw ResourceError(folder + ": cannot be read: " + e.code().message());
+  }
+  return paths;
+}
 
 /// Lines of metrics.jsonl by step.
 std::map<std::int64_t, Json> metrics_in(const std::string& folder) {
@@ -176,10 +190,11 @@ Learned merged(std::vector<Learned> parts) {
 }
 
 void merge_metrics(const Parts& parts, RunFolder& run) {
-  std::vector<fs::path> old;  // of an earlier merge
-  for (const fs::directory_entry& entry : fs::directory_iterator(run.path()))
-    if (entry.path().filename().string().starts_with("events.out.tfevents.")) old.push_back(entry);
-  for (const fs::path& path : old) fs::remove(path);
+  std::error_code error;
+  for (const fs::path& path : entries_of(run.path()))  // of an earlier merge
+    if (path.filename().string().starts_with("events.out.tfevents.") && !fs::remove(path, error) &&
+        error)
+      throw ResourceError(path.string() + ": cannot be removed: " + error.message());
   run.open_metrics(parts.all_targets(), 0);
 
   std::vector<std::map<std::int64_t, Json>> lines;

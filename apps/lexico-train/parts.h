@@ -29,7 +29,8 @@ class Parts {
  public:
   /// @throws InvalidArgument if there are more parts than targets.
   Parts(std::string run, std::vector<TrainTarget> targets, int count);
-  /// Of the run in a folder; 0: none has left anything to go on with.
+  /// Of the run in a folder; 0: none has left anything to go on with. @throws ResourceError if the
+  /// folder cannot be read.
   static int count_in(const std::string& run);
 
   int count() const { return count_; }

@@ -39,6 +39,8 @@ double pursuit_bytes(const TrainSizes& sizes, std::int64_t dictionaries, std::in
   options.max_atoms = 1;
   for (const Kind kind : kBothKinds)
     options.max_atoms = std::max(options.max_atoms, sizes.train.sparsity_of(kind));
+  options.max_atoms =
+      std::min(options.max_atoms, static_cast<int>(sizes.dim));  // else: refused later
   options.selection = Selection::from(sizes.train.selection);
   options.threads = sizes.train.threads;
   Encoder encoder(options);
