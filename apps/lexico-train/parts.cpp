@@ -8,7 +8,6 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <system_error>
 #include <tuple>
 
 #include "lexico/error.h"
@@ -23,19 +22,6 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kFolder = "/parts/";
 constexpr const char* kLearned = "/learned.safetensors";
 constexpr double kLookEverySeconds = 0.5;
-
-/// Nothing if the folder is not there. @throws ResourceError: one that cannot be read is not empty.
-std::vector<fs::path> entries_of(const std::string& folder) {
-  std::vector<fs::path> paths;
-  try {
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) paths.push_back(entry);
-  } catch (const fs::filesystem_error& e) {
-    if (e.code() != std::errc::no_such_file_or_directory &&
-        e.code() != std::errc::not_a_directory)  // is named later
-      throw ResourceError(folder + ": cannot be read: " + e.code().message());
-  }
-  return paths;
-}
 
 /// Lines of metrics.jsonl by step.
 std::map<std::int64_t, Json> metrics_in(const std::string& folder) {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <system_error>
 #include <utility>
 
 #include "common/json_text.h"
@@ -54,13 +55,12 @@ bool is_as_empty(const std::string& folder) {
 
 std::vector<fs::path> entries_of(const std::string& folder) {
   std::vector<fs::path> paths;
-  std::error_code error;
-  if (!fs::exists(folder, error)) return paths;
   try {
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
-      paths.push_back(entry.path());
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) paths.push_back(entry);
   } catch (const fs::filesystem_error& e) {
-    throw ResourceError(folder + ": cannot be read: " + e.code().message());
+    if (e.code() != std::errc::no_such_file_or_directory &&
+        e.code() != std::errc::not_a_directory)  // is named later
+      throw ResourceError(folder + ": cannot be read: " + e.code().message());
   }
   return paths;
 }
