@@ -33,14 +33,15 @@ struct CacheOptions {
   /// The last so many tokens (the paper's n_b) stay exact. Beyond them, tokens wait until there are
   /// compress_chunk (n_a) of them; then all that wait are compressed at once. So right after a
   /// prompt of at least recent_window + compress_chunk tokens (and the sinks) all but the last
-  /// recent_window are compressed, and never more than recent_window + compress_chunk - 1 are exact.
+  /// recent_window are compressed, and never more than recent_window + compress_chunk - 1 are
+  /// exact.
   int recent_window = 32;  ///< may be 0
   int compress_chunk = 1;  ///< >= 1; may be larger than the window
   int sink_tokens = 0;     ///< the first so many tokens of a sequence stay exact for ever
 
-  CacheCoding keys, values;                           ///< of all layers
+  CacheCoding keys, values;                             ///< of all layers
   std::map<int, CacheCoding> layer_keys, layer_values;  ///< of single layers, in their place
-  Selection selection;                                ///< of pursuit
+  Selection selection;                                  ///< of pursuit
 
   /// Of exact tokens: 16 bits a number. What is compressed is the rounded numbers, however tokens
   /// came. kFloat16 rounds 8 times finer; numbers beyond 65504 become 65504 (and are
@@ -55,25 +56,25 @@ struct CacheOptions {
   /// own); indices are made wide enough for them. Each takes head_dim * 2 bytes.
   int adaptive_atoms = 64;
 
-  float softmax_scale = 0;     ///< of scores; 0: 1 / sqrt(head_dim)
-  int page_tokens = 256;       ///< codes are stored in pages of so many tokens: a multiple of 64
-  bool half_keys = true;       ///< AttentionOptions::half_keys
-  std::size_t max_bytes = 0;   ///< for all sequences (shared pages count for each); 0: no bound
-  int threads = 0;             ///< 0: all. No result depends on it.
+  float softmax_scale = 0;    ///< of scores; 0: 1 / sqrt(head_dim)
+  int page_tokens = 256;      ///< codes are stored in pages of so many tokens: a multiple of 64
+  bool half_keys = true;      ///< AttentionOptions::half_keys
+  std::size_t max_bytes = 0;  ///< for all sequences (shared pages count for each); 0: no bound
+  int threads = 0;            ///< 0: all. No result depends on it.
 };
 
 /// What happened so far, in all sequences, removed ones included.
 struct CacheCounts {
-  std::int64_t coded_vectors = 0;     ///< keys and values
-  std::int64_t saturated = 0;         ///< weights or scales beyond their grid (CodeCounts)
-  std::int64_t not_finite = 0;        ///< tokens of a layer kept exact because a key or a value
-                                      ///< of theirs holds a NaN or Inf
-  std::int64_t exact_saturated = 0;   ///< numbers beyond 65504 that became 65504
-  std::int64_t own_atoms = 0;         ///< that vectors brought in
+  std::int64_t coded_vectors = 0;    ///< keys and values
+  std::int64_t saturated = 0;        ///< weights or scales beyond their grid (CodeCounts)
+  std::int64_t not_finite = 0;       ///< tokens of a layer kept exact because a key or a value
+                                     ///< of theirs holds a NaN or Inf
+  std::int64_t exact_saturated = 0;  ///< numbers beyond 65504 that became 65504
+  std::int64_t own_atoms = 0;        ///< that vectors brought in
 };
 
-/// New tokens of one sequence in one layer, fp32, keys after RoPE. Number i of token t and KV head h
-/// is at t * token_stride + h * head_stride + i.
+/// New tokens of one sequence in one layer, fp32, keys after RoPE. Number i of token t and KV head
+/// h is at t * token_stride + h * head_stride + i.
 struct NewTokens {
   int sequence = 0;
   std::int64_t tokens = 0;
@@ -126,7 +127,8 @@ class CompressedCache {
   std::int64_t coded_tokens(int sequence, int layer) const;
 
   /// Keeps the first `tokens` of every layer; also the way back from a step that failed between
-  /// layers. Tokens that are compressed stay so; own atoms that dropped vectors brought are dropped.
+  /// layers. Tokens that are compressed stay so; own atoms that dropped vectors brought are
+  /// dropped.
   /// @throws InvalidArgument unless tokens is in [0, tokens(sequence)].
   void truncate(int sequence, std::int64_t tokens);
 
@@ -171,8 +173,9 @@ class CompressedCache {
   std::size_t bytes() const;
   /// Of one sequence, shared pages included.
   std::size_t bytes(int sequence) const;
-  /// Most that a sequence of so many tokens takes, all own atoms it may have included, tokens with a
-  /// NaN or Inf not; exactly that much if its tokens come at once and dictionaries are not adaptive.
+  /// Most that a sequence of so many tokens takes, all own atoms it may have included, tokens with
+  /// a NaN or Inf not; exactly that much if its tokens come at once and dictionaries are not
+  /// adaptive.
   std::size_t bytes_for(std::int64_t tokens) const;
 
   /// One sequence to a file ("lexico-cache 1", docs/cache.md), with checksums.
