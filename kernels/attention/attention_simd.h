@@ -769,8 +769,10 @@ void scale_scores_w(
     float* scores, std::int64_t tokens, float scale, const float* shift, float* most) {
   Lanes<W> largest = load_lanes<W>(most);
   const Lanes<W> add = load_lanes<W>(shift);
+  const Lanes<W> least = Lanes<W>{} - 3e38f;  // an Inf in a key: -inf would make the largest one
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const Lanes<W> s = load_lanes<W>(scores + t * W) * scale + add;
+    Lanes<W> s = load_lanes<W>(scores + t * W) * scale + add;
+    s = s < least ? least : s;
     store_lanes(scores + t * W, s);
     largest = s > largest ? s : largest;
   }
