@@ -685,7 +685,10 @@ class Attention {
       double total = double{exact.total[lane]} * double{share(exact)};
       for (std::int64_t r = 0; r < ranges; ++r)
         total += double{part(at, r).total[lane]} * double{share(part(at, r))};
-      const float whole = total == 0 ? 0.0f : static_cast<float>(1 / total);
+      // Exact tokens alone, all with a score of -inf: no softmax.
+      const float nothing =
+          exact.total[lane] == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+      const float whole = total == 0 ? nothing : static_cast<float>(1 / total);
       for (std::int64_t r = 0; r < ranges; ++r) factor(at, r)[lane] = share(part(at, r)) * whole;
       factor(at, most_ranges_)[lane] = share(exact) * whole;
       if (p_.log_sums != nullptr && lane < lanes(chunk))
