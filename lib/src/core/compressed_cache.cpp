@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 
 #include "check.h"
 #include "core/compressed_cache_impl.h"
@@ -37,8 +38,9 @@ auto with_memory(const char* doing, Do&& work) {
   try {
     return work();
   } catch (const std::bad_alloc&) {
-    throw ResourceError(std::string("cache: no memory to ") + doing);
+  } catch (const std::length_error&) {  // of a vector
   }
+  throw ResourceError(std::string("cache: no memory to ") + doing);
 }
 
 bool all_finite(const float* x, std::int64_t count) {
@@ -285,7 +287,7 @@ void CompressedCache::Impl::make_layer(int layer) {
   // Own atoms go behind the dictionary's while a sequence is encoded.
   for (auto& coders : to.coders) {
     for (CacheCoder& coder : coders) {
-      std::vector<float>& atoms = const_cast<Dictionary*>(coder.dictionary)->atoms;
+      std::vector<float>& atoms = coder.dictionary->atoms;
       atoms.resize(size_of(coder.dictionary->num_atoms + options.adaptive_atoms, shape.head_dim));
       coder.atoms = atoms.data();
     }
@@ -517,6 +519,7 @@ void CompressedCache::Impl::encode(int layer,
     };
     if (options.adaptive_atoms == 0) coder.use({});
     for (Due& due : all_due) {
+      if (options.adaptive_atoms > 0) coder.use(due.state->coded[size_of(kind)].own_atom_rows(d));
       for (std::int64_t first = 0; first < due.tokens();) {
         const std::int64_t count = std::min(piece - filled, due.tokens() - first);
         float* to = x.data() + filled * heads.count * dim;
@@ -537,7 +540,7 @@ void CompressedCache::Impl::encode(int layer,
   }
 }
 
-// A block of one sequence: all vectors at once with the atoms there are; then those over the
+// A block of one sequence, whose atoms are in use: all vectors at once; then those over the
 // threshold in order, with the atoms that joined before them, each joining if that does not help.
 void CompressedCache::Impl::encode_adaptively(int layer,
                                               int kind,
@@ -555,7 +558,6 @@ void CompressedCache::Impl::encode_adaptively(int layer,
   const int heads = heads_of(layer, kind, dictionary).count;
   const std::int64_t rows = tokens * heads;
   const std::size_t record = size_of(coder.record_bytes());
-  coder.use(own.own_atom_rows(dictionary));
   std::vector<float> z(x, x + rows * dim), back(size_of(rows, dim));
   transform.forward(z.data(), rows, dim);
   const auto code = [&](std::int64_t row, std::int64_t count) {

@@ -31,7 +31,7 @@ class ExactCoder {
 
 /// A dictionary and what encodes with it.
 struct CacheCoder {
-  const Dictionary* dictionary = nullptr;
+  Dictionary* dictionary = nullptr;
   float* atoms = nullptr;  ///< the dictionary's, with room for own atoms behind
   int more_atoms = 0;
   Encoder* encoder = nullptr;  ///< shared; none if there are no slots
