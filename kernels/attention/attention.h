@@ -29,10 +29,10 @@ struct CodedSpace {
                                     ///< before RoPE: fold it into atoms and axes of each head
 };
 
-/// Rotation of keys that are coded before RoPE: dims i and i + rotary_dim / 2 are a pair. (Where 2i
-/// and 2i + 1 are, reorder the dims of atoms, mean, queries and exact keys: scores do not change.)
+/// Rotation of keys that are coded before RoPE.
 struct KeyRotation {
-  int rotary_dim = 0;                          ///< even
+  int rotary_dim = 0;        ///< even
+  bool interleaved = false;  ///< dims 2i and 2i + 1 are a pair; else i and i + rotary_dim / 2
   const float* inverse_frequencies = nullptr;  ///< [rotary_dim / 2]; the angle is the float32
                                                ///< product with the position, as in the models
   float attention_scaling = 1;                 ///< of the rotated dims
@@ -53,7 +53,10 @@ struct CodedRun {
   /// Page j holds tokens from j * page_tokens on, as [kv_heads, page_tokens / kBlockTokens,
   /// block_bytes], and kPageSlack bytes more.
   const std::uint8_t* const* pages = nullptr;
-  const float* extra_atoms = nullptr;  ///< [num_extra, dim], with numbers from num_atoms on
+  /// [num_extra, dim] with numbers from num_atoms on, of KV head h at extra_atoms + h *
+  /// extra_stride. Codes of a head may use fewer.
+  const float* extra_atoms = nullptr;
+  std::int64_t extra_stride = 0;  ///< 0: the same for all heads
   int num_extra = 0;
 };
 
@@ -63,7 +66,9 @@ struct AttentionSequence {
   std::int64_t first_position = 0;  ///< of the first coded token; the others follow. Keys before
                                     ///< RoPE only. Positions stay below 2^24
   const ExactRun* exact = nullptr;
-  int num_exact = 0;  ///< runs
+  int num_exact = 0;                       ///< runs
+  const std::int64_t* left_out = nullptr;  ///< coded tokens that do not count, ascending
+  int num_left_out = 0;
 };
 
 /// One decode step of one layer: softmax over all tokens of a sequence, coded and exact alike.

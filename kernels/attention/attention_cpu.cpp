@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <string_view>
 
@@ -23,6 +22,9 @@ constexpr std::int64_t kLeastRange = 2048;
 constexpr std::int64_t kMostRanges = 16;
 constexpr int kAtomRange = 256;  // atoms that one thread multiplies at a time
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
+// Scores of tokens left out: finite, for the largest score may be theirs. It is below kNoToken
+// then, whatever the scale.
+constexpr float kLeftOut = -1e36f, kNoToken = -1e24f;
 
 const AttentionLevel& level_in_use() {
   // One setting for all kernels: pursuit's level, or the best one here that needs no more.
@@ -86,13 +88,14 @@ void prepare(const CodedSpace& space, int head, int dim, Pieces& pieces, Planes&
   code.scale_bits = layout.scale_bits;
   if (layout.scale_bits > 0) code.scales = padded(layout.scales, 1, 1 << layout.scale_bits);
   code.relative = layout.relative;
+  code.trellis = layout.trellis;
   std::int32_t* bits = pieces.take<std::int32_t>(layout.components);
   const float** levels = pieces.take<const float*>(layout.components);
   out.axes = pieces.take<const float*>(layout.components);
   const float* from = layout.component_levels;
   for (int c = 0; c < layout.components; ++c) {
     if (layout.component_bits[c] == 0) continue;
-    const int count = 1 << layout.component_bits[c];
+    const int count = 1 << (layout.component_bits[c] + (layout.trellis.high != 0 ? 1 : 0));
     float* table = padded(from, 1, count);
     from += count;
     const int i = code.components++;
@@ -320,7 +323,8 @@ class Attention {
             const float* q = mapped_ + at * width_ * dim;
             float* row = tables_ + at * stride + std::int64_t{p_.keys.num_atoms} * width_;
             for (int n = 0; n < keys.num_extra; ++n, row += width_)
-              level_.score_rows(keys.extra_atoms + std::ptrdiff_t{n} * dim, 1, dim, q, width_, row);
+              level_.score_rows(
+                  extra_atoms(keys, h) + std::ptrdiff_t{n} * dim, 1, dim, q, width_, row);
             row = tables_ + at * stride + residual_row(p_.keys, key_extra_) * width_;
             for (int c = 0; c < planes.code.components; ++c, row += width_)
               level_.score_rows(planes.axes[c], 1, dim, q, width_, row);
@@ -328,6 +332,9 @@ class Attention {
         }
       }
     }
+  }
+  static const float* extra_atoms(const CodedRun& run, int h) {
+    return run.num_extra == 0 ? nullptr : run.extra_atoms + h * run.extra_stride;
   }
   static std::int64_t residual_row(const CodedSpace& space, int extra) {
     return std::int64_t{space.num_atoms} + extra;
@@ -377,7 +384,8 @@ class Attention {
       const std::int64_t end = std::min(last, tile + kTile);
       for (std::int64_t block = tile; block < end; block += kBlockTokens) {
         const int tokens = static_cast<int>(std::min<std::int64_t>(kBlockTokens, end - block));
-        RotationTable table{pairs_, turns, turns + kBlockTokens * pairs_};
+        RotationTable table{
+            pairs_, pairs_ > 0 && p_.rotation->interleaved, turns, turns + kBlockTokens * pairs_};
         if (pairs_ > 0) {
           level_.turn(base,
                       base + pairs_,
@@ -399,11 +407,25 @@ class Attention {
             score_block(b, h, chunk, codes, tokens, table, step, scores);
         }
       }
+      leave_out(s, tile, end, all_scores);
       float* scores = all_scores;
       for (int h = first_head; h < first_head + heads_together_; ++h) {
         for (int chunk = 0; chunk < chunks_; ++chunk, scores += kTile * width_)
           add_tile(b, h, chunk, part(group_index(h, b, chunk), range), tile, end, step, scores);
       }
+    }
+  }
+
+  // Scores of tokens that do not count, in all heads of a tile.
+  void leave_out(const AttentionSequence& s,
+                 std::int64_t first,
+                 std::int64_t last,
+                 float* scores) const {
+    const std::int64_t* const end = s.left_out + s.num_left_out;
+    for (const std::int64_t* t = std::lower_bound(s.left_out, end, first); t < end && *t < last;
+         ++t) {
+      for (int i = 0; i < heads_together_ * chunks_; ++i)
+        std::fill_n(scores + (i * kTile + *t - first) * width_, width_, kLeftOut);
     }
   }
 
@@ -484,7 +506,7 @@ class Attention {
         p_.keys.atoms + h * p_.keys.atoms_stride,
         p_.keys.half_atoms == nullptr ? nullptr : p_.keys.half_atoms + h * p_.keys.atoms_stride,
         p_.keys.num_atoms,
-        sequence(b).keys.extra_atoms,
+        extra_atoms(sequence(b).keys, h),
         planes.axes,
         p_.keys.mean == nullptr ? nullptr : p_.keys.mean + h * dim,
         dim,
@@ -543,28 +565,15 @@ class Attention {
     level_.exponentiate(scores, tokens, to.most, width_, to.total);
   }
 
-  static float from_half(std::uint16_t h) {
-    const int exponent = h >> 10 & 31, mantissa = h & 1023;
-    float x = exponent == 31  ? (mantissa != 0 ? std::numeric_limits<float>::quiet_NaN()
-                                               : std::numeric_limits<float>::infinity())
-              : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                              : std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
-    return (h & 0x8000) != 0 ? -x : x;
-  }
   // kStep rows at most of an exact run as floats.
   const float* exact_rows(
       const void* base, const ExactRun& run, int h, int first, int count, float* copy) const {
     const std::int64_t at = h * run.head_stride + std::int64_t{first} * p_.dim;
     if (p_.exact_type == ExactType::kFloat32) return static_cast<const float*>(base) + at;
-    const std::uint16_t* from = static_cast<const std::uint16_t*>(base) + at;
-    for (int i = 0; i < count * p_.dim; ++i) {
-      if (p_.exact_type == ExactType::kFloat16) {
-        copy[i] = from_half(from[i]);
-      } else {
-        const std::uint32_t bits = std::uint32_t{from[i]} << 16;
-        std::memcpy(copy + i, &bits, sizeof bits);
-      }
-    }
+    level_.widen(static_cast<const std::uint16_t*>(base) + at,
+                 std::int64_t{count} * p_.dim,
+                 p_.exact_type == ExactType::kFloat16,
+                 copy);
     return copy;
   }
 
@@ -668,14 +677,18 @@ class Attention {
     for (int lane = 0; lane < width_; ++lane) {
       float most = exact.most[lane];
       for (std::int64_t r = 0; r < ranges; ++r) most = std::max(most, part(at, r).most[lane]);
-      // A part without tokens has most = -inf and total = 0.
+      // A part without tokens has most = -inf and total = 0, or only tokens that are left out.
       const auto share = [&](const Part& of) {
-        return of.total[lane] == 0 ? 0.0f : std::exp(of.most[lane] - most);
+        return of.total[lane] == 0 || of.most[lane] < kNoToken ? 0.0f
+                                                               : std::exp(of.most[lane] - most);
       };
       double total = double{exact.total[lane]} * double{share(exact)};
       for (std::int64_t r = 0; r < ranges; ++r)
         total += double{part(at, r).total[lane]} * double{share(part(at, r))};
-      const float whole = total == 0 ? 0.0f : static_cast<float>(1 / total);
+      // Exact tokens alone, all with a score of -inf: no softmax.
+      const float nothing =
+          exact.total[lane] == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+      const float whole = total == 0 ? nothing : static_cast<float>(1 / total);
       for (std::int64_t r = 0; r < ranges; ++r) factor(at, r)[lane] = share(part(at, r)) * whole;
       factor(at, most_ranges_)[lane] = share(exact) * whole;
       if (p_.log_sums != nullptr && lane < lanes(chunk))
@@ -711,7 +724,7 @@ class Attention {
       if (join_rows(b, at, row, 1, scratch)) level_.sum_atoms(atom, 1, dim, scratch, width_, sum);
     };
     for (int n = 0; n < run.num_extra; ++n)
-      add_atom(p_.values.num_atoms + n, run.extra_atoms + std::ptrdiff_t{n} * dim);
+      add_atom(p_.values.num_atoms + n, extra_atoms(run, h) + std::ptrdiff_t{n} * dim);
     const Planes& planes = value_planes(h);
     for (int c = 0; c < planes.code.components; ++c)
       add_atom(residual_row(p_.values, value_extra_) + c, planes.axes[c]);

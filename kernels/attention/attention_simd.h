@@ -233,6 +233,45 @@ inline const std::uint8_t* unpack_step(const CodePlanes& code,
   return plane_after(plane, code.scale_bits);
 }
 
+inline std::int32_t parity(std::int32_t x) {  // of 9 bits
+  x ^= x >> 8;
+  x ^= x >> 4;
+  x ^= x >> 2;
+  return (x ^ x >> 1) & 1;
+}
+
+// The levels of one component after another, of 16 tokens.
+class ComponentReader {
+ public:
+  ComponentReader(const CodePlanes& code, const std::uint8_t* plane, int first)
+      : code_(code), plane_(plane), first_(first) {}
+  void next(float* out) {
+    const int bits = code_.component_bits[component_];
+    const float* levels = code_.component_levels[component_++];
+    const std::uint8_t* plane = plane_;
+    plane_ = plane_after(plane, bits);
+    if (code_.trellis.high == 0) {
+      look_up(plane, bits, first_, levels, out);
+      return;
+    }
+    const std::int32_t high = static_cast<std::int32_t>(code_.trellis.high);
+    const std::int32_t low = static_cast<std::int32_t>(code_.trellis.low);
+    alignas(64) std::int32_t field[kStep];
+    FieldReader(bits).fields(plane + first_ / 8 * bits, field);
+    for (int i = 0; i < kStep; ++i) {
+      history_[i] = (history_[i] << 1 | (field[i] & 1)) & 0x1ff;
+      field[i] = 4 * (field[i] >> 1) + 2 * parity(history_[i] & high) + parity(history_[i] & low);
+    }
+    for (int i = 0; i < kStep; ++i) out[i] = levels[field[i]];
+  }
+
+ private:
+  const CodePlanes& code_;
+  const std::uint8_t* plane_;
+  int first_, component_ = 0;
+  alignas(64) std::int32_t history_[kStep] = {};
+};
+
 // ---- lanes of query heads ----------------------------------------------------------------------
 
 template <int W>
@@ -288,10 +327,9 @@ inline void add_component_scores(const CodePlanes& code,
                                  float* scores) {
   constexpr int kVecs = kStep / kLanes;
   Vec sum[W][kVecs] = {};
+  ComponentReader reader(code, plane, first);
   for (int c = 0; c < code.components; ++c) {
-    const int bits = code.component_bits[c];
-    look_up(plane, bits, first, code.component_levels[c], step.components);
-    plane = plane_after(plane, bits);
+    reader.next(step.components);
     for (int v = 0; v < kVecs; ++v) {
       const Vec level = load(step.components + v * kLanes);
 #pragma GCC unroll 8
@@ -406,6 +444,26 @@ void score_rows(
   (width == 4 ? score_rows_w<4> : score_rows_w<8>)(rows, tokens, dim, queries, scores);
 }
 
+void widen(const std::uint16_t* from, std::int64_t count, bool half, float* to) {
+  const auto as_float = [](std::uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+  };
+  if (!half) {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = as_float(std::uint32_t{from[i]} << 16);
+    return;
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint32_t h = from[i];
+    float magnitude = as_float((h & 0x7fffu) << 13) * 0x1p112f;  // moves the exponent
+    std::uint32_t bits;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    const std::uint32_t special = (h & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+    to[i] = as_float(bits | special | (h & 0x8000u) << 16);
+  }
+}
+
 // Where the atoms of rebuilt keys are.
 struct AtomRows {
   const float* atoms;
@@ -496,6 +554,14 @@ inline void rotate_row(float* row, int pairs, const float* cos, const float* sin
   }
 }
 
+inline void rotate_neighbours(float* row, int pairs, const float* cos, const float* sin) {
+  for (int i = 0; i < pairs; ++i) {
+    const float a = row[2 * i], b = row[2 * i + 1];
+    row[2 * i] = a * cos[i] - b * sin[i];
+    row[2 * i + 1] = b * cos[i] + a * sin[i];
+  }
+}
+
 void score_rebuilt(const CodePlanes& code,
                    const std::uint8_t* block,
                    int tokens,
@@ -518,10 +584,9 @@ void score_rebuilt(const CodePlanes& code,
     const int count = std::min(kStep, tokens - first);
     const std::uint8_t* plane = unpack_step(code, block, first, step);
     for (int t = 0; t < count; ++t) rebuild(step, code.slots, t, from, mean, rows + t * dim);
+    ComponentReader reader(code, plane, first);
     for (int c = 0; c < code.components; ++c) {
-      const int bits = code.component_bits[c];
-      look_up(plane, bits, first, code.component_levels[c], step.components);
-      plane = plane_after(plane, bits);
+      reader.next(step.components);
       for (int t = 0; t < count; ++t) {
         const float level = step.components[t] * (code.relative ? step.scale[t] : 1.0f);
         for (int i = 0; i < dim; ++i) rows[t * dim + i] += level * axes[c][i];
@@ -529,7 +594,8 @@ void score_rebuilt(const CodePlanes& code,
     }
     for (int t = 0; t < count && rotation.pairs > 0; ++t) {
       const std::ptrdiff_t at = std::ptrdiff_t{first + t} * rotation.pairs;
-      rotate_row(rows + t * dim, rotation.pairs, rotation.cos + at, rotation.sin + at);
+      (rotation.interleaved ? rotate_neighbours : rotate_row)(
+          rows + t * dim, rotation.pairs, rotation.cos + at, rotation.sin + at);
     }
     score_rows(rows, count, dim, queries, width, scores + first * width);
   }
@@ -544,10 +610,9 @@ inline void add_component_values(const CodePlanes& code,
                                  const Step& step,
                                  const Vec (&p)[W][kStep / kLanes],  // [lane]: of 16 tokens
                                  float* sums) {
+  ComponentReader reader(code, plane, first);
   for (int c = 0; c < code.components; ++c) {
-    const int bits = code.component_bits[c];
-    look_up(plane, bits, first, code.component_levels[c], step.components);
-    plane = plane_after(plane, bits);
+    reader.next(step.components);
     for (int lane = 0; lane < W; lane += 4) {
       Vec sum[4] = {};
       for (int v = 0; v < kStep / kLanes; ++v) {
@@ -704,8 +769,10 @@ void scale_scores_w(
     float* scores, std::int64_t tokens, float scale, const float* shift, float* most) {
   Lanes<W> largest = load_lanes<W>(most);
   const Lanes<W> add = load_lanes<W>(shift);
+  const Lanes<W> least = Lanes<W>{} - 3e38f;  // an Inf in a key: -inf would make the largest one
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const Lanes<W> s = load_lanes<W>(scores + t * W) * scale + add;
+    Lanes<W> s = load_lanes<W>(scores + t * W) * scale + add;
+    s = s < least ? least : s;
     store_lanes(scores + t * W, s);
     largest = s > largest ? s : largest;
   }
@@ -788,8 +855,8 @@ void scale_rows(float* rows, std::int64_t count, const float* factor, int width)
 }  // namespace
 }  // namespace lexico::kernels::cpu
 
-#define LEXICO_ATTENTION_LEVEL(name)                                                      \
-  {                                                                                       \
-    name, dot_atoms, sum_atoms, score_codes, turn, score_rebuilt, add_values, score_rows, \
-        scale_scores, exponentiate, scale_rows, add_rows                                  \
+#define LEXICO_ATTENTION_LEVEL(name)                                                             \
+  {                                                                                              \
+    name, dot_atoms, sum_atoms, score_codes, turn, score_rebuilt, add_values, widen, score_rows, \
+        scale_scores, exponentiate, scale_rows, add_rows                                         \
   }

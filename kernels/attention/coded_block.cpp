@@ -49,11 +49,12 @@ void write_fields(const CodeLayout& layout,
                   const CodedFields& fields) {
   for_each_field(
       layout, block, fields, [&](std::uint8_t* plane, int bits, const std::uint32_t& field) {
-        for (int i = 0; i < bits; ++i) {
-          const int at = token * bits + i;
-          std::uint8_t& byte = plane[at / 8];
-          const unsigned bit = 1u << at % 8;
-          byte = static_cast<std::uint8_t>((field >> i & 1u) != 0 ? byte | bit : byte & ~bit);
+        const int at = token * bits, shift = at % 8;
+        const std::uint64_t mask = ((std::uint64_t{1} << bits) - 1) << shift;
+        const std::uint64_t value = (std::uint64_t{field} << shift) & mask;
+        for (int byte = 0; 8 * byte < shift + bits; ++byte) {
+          std::uint8_t& to = plane[at / 8 + byte];
+          to = static_cast<std::uint8_t>((to & ~(mask >> 8 * byte)) | value >> 8 * byte);
         }
       });
 }
@@ -64,11 +65,11 @@ void read_fields(const CodeLayout& layout,
                  CodedFields& fields) {
   for_each_field(
       layout, block, fields, [&](const std::uint8_t* plane, int bits, std::uint32_t& field) {
-        field = 0;
-        for (int i = 0; i < bits; ++i) {
-          const int at = token * bits + i;
-          field |= static_cast<std::uint32_t>(plane[at / 8] >> at % 8 & 1) << i;
-        }
+        const int at = token * bits, shift = at % 8;
+        std::uint64_t word = 0;
+        for (int byte = 0; 8 * byte < shift + bits; ++byte)
+          word |= std::uint64_t{plane[at / 8 + byte]} << 8 * byte;
+        field = static_cast<std::uint32_t>(word >> shift & ((std::uint64_t{1} << bits) - 1));
       });
 }
 

@@ -16,6 +16,13 @@ enum class CodedWeights : int {
   kLevels,   ///< numbers of levels: weight_bits
 };
 
+/// Trellis-coded components: with h the lowest bits of a component's field (bit 0), of the one with
+/// bits before it (bit 1) and so on, and 0 before the first, the level is 4 * (field >> 1) + 2 *
+/// parity(h & high) + parity(h & low), of 2^(bits + 1) levels.
+struct TrellisTaps {
+  std::uint32_t high = 0, low = 0;  ///< both 0: none; fields are levels
+};
+
 /// What one coded vector of a KV head is made of, and how a block of them lies in memory: one
 /// plane after another, a plane being one field of all kBlockTokens tokens, packed from the lowest
 /// bit of its first byte on:
@@ -30,12 +37,14 @@ struct CodeLayout {
   const float* levels = nullptr;  ///< kLevels: [slots, 2^weight_bits]
   int scale_bits = 0;             ///< 0 (the scale is 1) .. 8
   const float* scales = nullptr;  ///< [2^scale_bits]
-  /// Residual code: component c adds component_levels[c][field] times row c of `axes`.
+  /// Residual code: component c adds its level times row c of `axes`.
   int components = 0;  ///< 0, or dim
   const std::int32_t* component_bits =
       nullptr;  ///< [components], 0..8; with 0 bits it adds nothing
   const float* component_levels =
-      nullptr;            ///< those of one component after those of the one before
+      nullptr;  ///< 2^bits (or more: TrellisTaps), those of one component after those of the one
+                ///< before; none for one without bits
+  TrellisTaps trellis;
   bool relative = false;  ///< component levels count in units of the scale
 };
 

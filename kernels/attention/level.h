@@ -23,11 +23,13 @@ struct CodePlanes {
   int components;       // those that have bits
   const std::int32_t* component_bits;
   const float* const* component_levels;  // [components], each padded
+  TrellisTaps trellis;
   bool relative;
 };
 
 struct RotationTable {
-  int pairs;               // 0: none
+  int pairs;  // 0: none
+  bool interleaved;
   const float *cos, *sin;  // [tokens, pairs], times the scaling
 };
 
@@ -97,6 +99,8 @@ struct AttentionLevel {
                      int width,
                      void* scratch,
                      float* sums);
+  // Half floats, or bfloat16, to floats.
+  void (*widen)(const std::uint16_t* from, std::int64_t count, bool half, float* to);
   // Exact tokens: scores [tokens, width] of rows [tokens, dim] and queries [width, dim]; tokens <=
   // kStep.
   void (*score_rows)(

@@ -253,16 +253,19 @@ TEST(LayerAttention, WhatDoesNotFitIsNamed) {
   EXPECT_EQ(message(good, options, a_rope()), "");
   Dictionary exact = good;
   exact.format = {};
-  EXPECT_NE(message(exact, options, {}).find("exact"), std::string::npos);
+  EXPECT_NE(message(exact, options, {}).find("exact and max_atoms 0"), std::string::npos);
   AttentionOptions odd = options;
   odd.page_tokens = 100;
   EXPECT_NE(message(good, odd, {}).find("page_tokens is 100"), std::string::npos);
   odd = options;
   odd.kv_heads = 0;
   EXPECT_NE(message(good, odd, {}).find("kv_heads is 0"), std::string::npos);
-  Rope interleaved = a_rope();
-  interleaved.layout = "interleaved";
-  EXPECT_NE(message(good, options, interleaved).find("interleaved"), std::string::npos);
+  Rope other = a_rope();
+  other.layout = "other";
+  EXPECT_NE(message(good, options, other).find("layout is 'other'"), std::string::npos);
+  odd = options;
+  odd.own_atoms = -1;
+  EXPECT_NE(message(good, odd, {}).find("own_atoms is -1"), std::string::npos);
   EXPECT_THROW(LayerAttention({&good, &good, &good}, {&good}, options), InvalidArgument);
   EXPECT_THROW(LayerAttention({}, {&good}, options), InvalidArgument);
 }

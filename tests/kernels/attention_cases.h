@@ -1,6 +1,7 @@
 #pragma once
 // Random problems for the tests of attention, and what they must give: dense attention in double
 // on the vectors that the codes stand for.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -27,6 +28,10 @@ struct AttentionSetting {
   float attention_scaling = 1;
   bool means = false, maps = false, head_atoms = false, residual = false, relative = false;
   int extra = 0;
+  bool head_extra = false;   // extra atoms of each head
+  bool trellis = false;      // components by the code of 8 states
+  bool interleaved = false;  // rotation
+  std::vector<std::int64_t> left_out{};
   float query_size = 1;
   unsigned seed = 1;
 };
@@ -53,7 +58,7 @@ class AttentionCase {
     if (s.rotary_dim > 0) {
       for (int i = 0; i < s.rotary_dim / 2; ++i)
         frequencies_.push_back(static_cast<float>(std::pow(10000.0, -2.0 * i / s.rotary_dim)));
-      rotation_ = {s.rotary_dim, frequencies_.data(), s.attention_scaling};
+      rotation_ = {s.rotary_dim, s.interleaved, frequencies_.data(), s.attention_scaling};
       problem.rotation = &rotation_;
     }
     queries = normals(static_cast<std::size_t>(s.batch * heads() * s.dim), s.query_size);
@@ -113,6 +118,7 @@ class AttentionCase {
     std::vector<std::vector<float>> exact_keys, exact_values;  // as the kernel's type has them
     std::vector<std::vector<std::uint16_t>> small_keys, small_values;
     std::vector<ExactRun> runs;
+    std::vector<std::int64_t> left_out;
   };
 
   std::vector<float> normals(std::size_t count, float size = 1) {
@@ -149,10 +155,11 @@ class AttentionCase {
       for (int c = 0; c < dim && s.residual; ++c) {
         widths.push_back((c + h * dim / s.kv_heads) % dim * 9 / dim);  // 0..8, the same sum
         const std::vector<float> more =
-            normals(widths.back() == 0 ? 0 : at(1 << widths.back()), 0.3f);
+            normals(widths.back() == 0 ? 0 : at(1 << (widths.back() + (s.trellis ? 1 : 0))), 0.3f);
         levels.insert(levels.end(), more.begin(), more.end());
       }
       layout.components = static_cast<int>(widths.size());
+      if (s.trellis) layout.trellis = {013, 04};
       space.bits.push_back(widths);
       space.component_levels.push_back(levels);
       space.layouts.push_back(layout);
@@ -191,6 +198,10 @@ class AttentionCase {
       run.values = exact(own.exact_values, own.small_values, at(s.kv_heads * run.head_stride));
       own.runs.push_back(run);
     }
+    for (const std::int64_t t : s.left_out)
+      if (t < tokens) own.left_out.push_back(t);
+    sequence.left_out = own.left_out.data();
+    sequence.num_left_out = static_cast<int>(own.left_out.size());
     sequence.exact = own.runs.data();
     sequence.num_exact = static_cast<int>(own.runs.size());
   }
@@ -227,7 +238,7 @@ class AttentionCase {
 
   CodedRun make_run(const Space& space, Run& run, std::int64_t tokens) {
     const int dim = s.dim;
-    run.extra = normals(at(s.extra * dim), 0.2f);
+    run.extra = normals(at((s.head_extra ? s.kv_heads : 1) * s.extra * dim), 0.2f);
     const std::size_t bytes = block_bytes(space.layouts[0]);
     const std::int64_t blocks = s.page_tokens / kBlockTokens;
     for (std::int64_t first = 0; first < tokens; first += s.page_tokens) {
@@ -260,18 +271,25 @@ class AttentionCase {
             weight = space.levels[at(k << s.weight_bits) + weights[at(k)]];
           }
           const int n = static_cast<int>(atoms[at(k)]);
-          const float* atom = n < s.num_atoms ? space.space.atoms + space.space.atoms_stride * h +
-                                                    std::ptrdiff_t{n} * dim
-                                              : &run.extra[at((n - s.num_atoms) * dim)];
+          const float* atom =
+              n < s.num_atoms
+                  ? space.space.atoms + space.space.atoms_stride * h + std::ptrdiff_t{n} * dim
+                  : &run.extra[at((n - s.num_atoms + (s.head_extra ? h * s.extra : 0)) * dim)];
           for (int i = 0; i < dim; ++i) z[at(i)] += scale * weight * double{atom[i]};
         }
         const float* levels = layout.component_levels;
+        unsigned last = 0;  // low bits of components, the newest lowest
         for (int c = 0; c < layout.components; ++c) {
           const int width = layout.component_bits[c];
           if (width == 0) continue;
           components[at(c)] = bits() & ((1u << width) - 1);
-          const double level = double{levels[components[at(c)]]} * (s.relative ? scale : 1.0);
-          levels += 1 << width;
+          unsigned number = components[at(c)];
+          if (s.trellis) {
+            last = last << 1 | (number & 1);
+            number = 4 * (number >> 1) + 2 * ((last ^ last >> 1 ^ last >> 3) & 1) + (last >> 2 & 1);
+          }
+          const double level = double{levels[number]} * (s.relative ? scale : 1.0);
+          levels += 1 << (width + (s.trellis ? 1 : 0));
           const float* axis =
               space.space.axes + space.space.axes_stride * h + std::ptrdiff_t{c} * dim;
           for (int i = 0; i < dim; ++i) z[at(i)] += level * double{axis[i]};
@@ -293,7 +311,10 @@ class AttentionCase {
         run.vectors.push_back(x);
       }
     }
-    return {run.addresses.data(), run.extra.data(), s.extra};
+    return {run.addresses.data(),
+            run.extra.data(),
+            s.head_extra ? std::int64_t{s.extra} * dim : 0,
+            s.extra};
   }
 
   void rotate(std::vector<double>& x, std::int64_t position) const {
@@ -301,9 +322,10 @@ class AttentionCase {
     for (int i = 0; i < pairs; ++i) {
       const float angle = static_cast<float>(position) * frequencies_[at(i)];
       const double c = std::cos(double{angle}), sn = std::sin(double{angle});
-      const double a = x[at(i)], b = x[at(i + pairs)], m = double{s.attention_scaling};
-      x[at(i)] = m * (a * c - b * sn);
-      x[at(i + pairs)] = m * (b * c + a * sn);
+      const int first = s.interleaved ? 2 * i : i, second = s.interleaved ? 2 * i + 1 : i + pairs;
+      const double a = x[at(first)], b = x[at(second)], m = double{s.attention_scaling};
+      x[at(first)] = m * (a * c - b * sn);
+      x[at(second)] = m * (b * c + a * sn);
     }
   }
 
@@ -313,6 +335,7 @@ class AttentionCase {
     const int h = head / s.group, dim = s.dim;
     std::vector<std::vector<double>> keys, values;
     for (std::int64_t t = 0; t < sequence.coded_tokens; ++t) {
+      if (std::find(own.left_out.begin(), own.left_out.end(), t) != own.left_out.end()) continue;
       keys.push_back(own.keys.vectors[at(t * s.kv_heads + h)]);
       if (s.rotary_dim > 0) rotate(keys.back(), s.first_position + t);
       values.push_back(own.values.vectors[at(t * s.kv_heads + h)]);

@@ -144,6 +144,51 @@ TEST_P(Attention, EveryWeightFormat) {
   }
 }
 
+TEST_P(Attention, TrellisCodedComponents) {
+  for (const int rotary : {0, 64}) {
+    for (const bool relative : {false, true}) {
+      expect_as_dense(with([&](auto& s) {
+        s.residual = s.trellis = true, s.relative = relative, s.rotary_dim = rotary;
+        s.weights = CodedWeights::kLevels, s.scale_bits = 4;
+      }));
+    }
+  }
+}
+
+TEST_P(Attention, NeighbouringDimsRotate) {
+  for (const int rotary : {4, 20, 64}) {
+    expect_as_dense(with(
+        [&](auto& s) { s.rotary_dim = rotary, s.interleaved = true, s.attention_scaling = 1.3f; }));
+  }
+}
+
+TEST_P(Attention, ExtraAtomsOfEachHead) {
+  for (const int rotary : {0, 64}) {
+    expect_as_dense(with([&](auto& s) {
+      s.extra = 9, s.head_extra = true, s.rotary_dim = rotary, s.batch = 2, s.group = 6;
+    }));
+  }
+}
+
+TEST_P(Attention, TokensLeftOutDoNotCount) {
+  std::vector<std::int64_t> block, most;
+  for (std::int64_t t = 0; t < 5000; ++t) {
+    if (t >= 64 && t < 1200) block.push_back(t);
+    if (t != 4500) most.push_back(t);
+  }
+  for (const int rotary : {0, 64}) {
+    for (const auto& left_out : {std::vector<std::int64_t>{0}, {3, 63, 64, 1025}, block, most}) {
+      SCOPED_TRACE(testing::Message() << left_out.size() << " of tokens, rotary " << rotary);
+      for (const int exact : {0, 5}) {
+        expect_as_dense(with([&](auto& s) {
+          s.coded = {5000, 300}, s.batch = 2, s.exact = {exact}, s.left_out = left_out;
+          s.rotary_dim = rotary, s.group = 5, s.means = true;
+        }));
+      }
+    }
+  }
+}
+
 TEST_P(Attention, EveryE4m3ByteMeansItsNumber) {
   // One token and one slot: the value is the weight times the atom.
   for (std::uint32_t byte = 0; byte < 256; ++byte) {

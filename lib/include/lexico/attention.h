@@ -10,6 +10,9 @@
 
 namespace lexico {
 
+/// Numbers of tokens that are not coded: fp32, IEEE half, or bfloat16.
+enum class ExactNumbers { kFloat32, kFloat16, kBFloat16 };
+
 /// What a layer's attention looks like, and how it is computed.
 struct AttentionOptions {
   int kv_heads = 1;         ///< heads that have keys and values
@@ -19,41 +22,73 @@ struct AttentionOptions {
   /// Keys before RoPE are rebuilt from atoms rounded to half floats (a relative 2^-11, far below
   /// any code's error), which is half as much to read. Only where the CPU converts them.
   bool half_keys = true;
+  ExactNumbers exact = ExactNumbers::kFloat32;
+  /// Atoms that a sequence may have of its own, for each dictionary (CodedVectors::add_atom);
+  /// indices are made wide enough for them.
+  int own_atoms = 0;
   int threads = 0;  ///< 0: all
 };
 
 class LayerAttention;
 
 /// The coded keys, or values, of one sequence in one layer, in the order that attention reads them.
-/// They take Codec's bits per vector exactly (fp8-int16: less, since indices take ceil(log2 N) bits
-/// and no count is kept), rounded up to whole pages. A copy shares its pages with the original
-/// until one of them changes. Must not outlive the LayerAttention that made it.
+/// They take Codec's bits per vector exactly (fp8-int16 less: indices take ceil(log2 N) bits and no
+/// count is kept; exact: likewise, with fp32 weights), rounded up to whole pages; N counts the own
+/// atoms there may be. A copy shares its pages with the original until one of them changes. Must
+/// not outlive the LayerAttention that made it.
 class CodedVectors {
  public:
-  /// What Codec::encode wrote for `tokens` tokens: [tokens, kv_heads, bytes_per_vector]. Any bytes
+  /// Of one vector in append and read: Codec's; `exact` has max_atoms indices and then as many
+  /// weights (int32, fp32). Indices have ceil(log2 N) bits in `packed`, own atoms counted.
+  int record_bytes() const;
+  /// What Codec::encode wrote for `tokens` tokens: [tokens, kv_heads, record_bytes()]. Any bytes
   /// are taken: a slot whose index or weight does not exist counts as unused, as in Codec::decode.
-  void append(const std::uint8_t* codes, std::int64_t tokens);
+  /// @throws std::bad_alloc; then nothing has changed.
+  void append(const std::uint8_t* records, std::int64_t tokens);
+  /// Records of tokens [first, first + tokens), which decode to the same vectors. @throws
+  /// InvalidArgument if there are no such tokens.
+  void read(std::int64_t first, std::int64_t tokens, std::uint8_t* records) const;
   /// Keeps the first so many. @throws InvalidArgument unless tokens is in [0, tokens()].
   void truncate(std::int64_t tokens);
   std::int64_t tokens() const { return tokens_; }
-  std::size_t bytes() const;  ///< of its pages, shared ones included
+  std::size_t bytes() const;  ///< of its pages, shared ones included, and own atoms
+  std::size_t bytes_for(std::int64_t tokens) const;  ///< of pages for so many tokens
+  /// Calls visit(address, bytes) for each page.
+  template <typename Visit>
+  void for_each_page(Visit&& visit) const {
+    for (const auto& page : pages_) visit(page->data(), page->size());
+  }
+
+  /// Own atoms, in the dictionary's frame: they have the numbers num_atoms, num_atoms + 1, ... in
+  /// codes. Kept as IEEE half floats. `dictionary`: 0, or the KV head where heads have their own.
+  /// @param atom  [dim], finite. @throws InvalidArgument if there are AttentionOptions::own_atoms.
+  void add_atom(const float* atom, int dictionary = 0);
+  int own_atoms(int dictionary = 0) const {
+    return static_cast<int>(own_[static_cast<std::size_t>(dictionary)].size() / dim());
+  }
+  /// As they are kept: [own_atoms(), dim].
+  std::vector<float> own_atom_rows(int dictionary = 0) const;
+  /// Keeps the first so many; no code may use those dropped. Does not throw.
+  void drop_atoms(int keep, int dictionary = 0);
 
  private:
   friend class LayerAttention;
   struct Frame;
-  explicit CodedVectors(std::shared_ptr<const Frame> frame) : frame_(std::move(frame)) {}
+  explicit CodedVectors(std::shared_ptr<const Frame> frame);
   std::uint8_t* page_to_write(std::size_t index);
+  std::size_t dim() const;
 
   std::shared_ptr<const Frame> frame_;
   std::vector<std::shared_ptr<std::vector<std::uint8_t>>> pages_;
+  std::vector<std::vector<std::uint16_t>> own_;  // of each dictionary: halfs
   std::int64_t tokens_ = 0;
 };
 
-/// Tokens that are not coded: keys after RoPE and values, fp32, [tokens, dim] of KV head h at h *
-/// head_stride.
+/// Tokens that are not coded: keys after RoPE and values, [tokens, dim] of KV head h at h *
+/// head_stride numbers of the type AttentionOptions::exact.
 struct ExactTokens {
-  const float* keys = nullptr;
-  const float* values = nullptr;
+  const void* keys = nullptr;
+  const void* values = nullptr;
   std::int64_t head_stride = 0;
   int tokens = 0;
 };
@@ -69,13 +104,12 @@ struct AttentionScratch {
 class LayerAttention {
  public:
   /// @param keys, values  one dictionary for all KV heads, or one for each in order. They must
-  /// outlive this. Their format must have bytes (fp8-int16 or packed).
+  /// outlive this and stay as they are.
   /// @param stage  of the coded keys. Before RoPE, a map of the keys' transform is folded into
   /// atoms of each KV head: kv_heads * num_atoms * dim * 4 bytes.
-  /// @param rope   kPreRope: rotates them at their positions; layout "half".
+  /// @param rope   kPreRope: rotates them at their positions.
   /// @throws InvalidArgument naming what does not fit: counts, dims that differ or are no multiple
-  /// of 4, formats without bytes or with different sizes among heads, residual.states > 0 (trellis
-  /// codes are not attended on yet), an interleaved rope.
+  /// of 4, formats with different sizes among heads, an exact format without max_atoms.
   LayerAttention(std::vector<const Dictionary*> keys,
                  std::vector<const Dictionary*> values,
                  const AttentionOptions& options,
@@ -94,6 +128,7 @@ class LayerAttention {
     const CodedVectors* values = nullptr;
     std::int64_t first_position = 0;  ///< of the first coded token; the others follow
     std::vector<ExactTokens> exact;
+    std::vector<std::int64_t> left_out = {};  ///< coded tokens that do not count, ascending
   };
 
   /// @param queries   [sequences, kv_heads * group, dim], after RoPE.

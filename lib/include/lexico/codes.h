@@ -103,6 +103,13 @@ class Codec {
   /// @throws InvalidArgument as CodeFormat::validate and Encoder do; also for max_atoms = 0 with
   /// kExact.
   explicit Codec(const Dictionary& dictionary, const EncodeOptions& options = {});
+  /// For codecs that share an encoder, whose max_atoms must be the format's, and for atoms that
+  /// join: indices get the bits for num_atoms + more_atoms. use_atoms must come before encode, and
+  /// again after another codec used the encoder, which must outlive this.
+  Codec(const Dictionary& dictionary, Encoder& encoder, int more_atoms);
+  /// From now on the first `count` of `atoms` [count, dim] are meant, which must stay as they are.
+  /// @throws InvalidArgument unless count is in [max_atoms, num_atoms + more_atoms].
+  void use_atoms(const float* atoms, int count);
   ~Codec();
   Codec(Codec&&) noexcept;
   Codec& operator=(Codec&&) noexcept;

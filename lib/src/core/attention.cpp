@@ -3,12 +3,15 @@
 
 #include <Eigen/Dense>
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <cstring>
+#include <iterator>
 #include <new>
 #include <string>
 
 #include "check.h"
+#include "core/half.h"
+#include "core/trellis.h"
 #include "kernels/attention/attention.h"
 #include "kernels/packing/packing.h"
 
@@ -28,22 +31,14 @@ std::size_t size_of(std::int64_t a, std::int64_t b = 1, std::int64_t c = 1) {
 
 constexpr int kE4m3Bits = 8, kCountBits = 16, kInt16Bits = 16;
 
-std::uint16_t half_from(float x) {
-  const std::uint32_t word = std::bit_cast<std::uint32_t>(x);
-  const std::uint16_t sign = static_cast<std::uint16_t>(word >> 16 & 0x8000);
-  const float magnitude = std::fabs(x);
-  if (magnitude < 0x1p-14f)  // subnormal: a multiple of 2^-24
-    return static_cast<std::uint16_t>(sign | std::lrint(magnitude * 0x1p24f));
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(magnitude);
-  const std::uint32_t rounded = (bits + 0xfff + (bits >> 13 & 1)) >> 13;  // to nearest even
-  return static_cast<std::uint16_t>(sign | std::min(rounded - (112u << 10), 0x7bffu));
-}
-
 }  // namespace
 
 // The keys, or the values: what the kernel wants, and how codes become planes.
 struct CodedVectors::Frame {
   int kv_heads = 0, dim = 0, num_atoms = 0, page_tokens = 0;
+  int num_dictionaries = 1;
+  int own_atoms = 0;                   // of each dictionary, at most
+  bool folds = false;                  // atoms are a copy of each head, with its map in them
   const CodeFormat* format = nullptr;  // sizes are those of every head
   std::size_t block_bytes = 0;
 
@@ -62,10 +57,30 @@ struct CodedVectors::Frame {
   const kernels::CodeLayout& layout(int head) const {
     return layouts[layouts.size() > 1 ? size_of(head) : 0];
   }
-  std::size_t page_bytes() const {
-    return size_of(kv_heads, page_tokens / kernels::kBlockTokens) * block_bytes +
-           kernels::kPageSlack;
+  bool is_packed() const { return format->coding == CodeFormat::Coding::kPacked; }
+  bool is_exact() const { return format->coding == CodeFormat::Coding::kExact; }
+  int dictionary_of(int head) const { return num_dictionaries > 1 ? head : 0; }
+  kernels::RecordLayout record_layout(int head) const {
+    return {num_fields,
+            record_bytes,
+            widths[layouts.size() > 1 ? size_of(head) : 0].data(),
+            std::int64_t{kv_heads}};
   }
+  std::int64_t blocks() const { return page_tokens / kernels::kBlockTokens; }
+  std::size_t page_bytes() const {
+    return size_of(kv_heads, blocks()) * block_bytes + kernels::kPageSlack;
+  }
+  std::size_t pages_for(std::int64_t tokens) const {
+    return size_of((tokens + page_tokens - 1) / page_tokens);
+  }
+  // Records of `tokens` tokens to fields [tokens, kv_heads, num_fields] and back.
+  void unpack(const std::uint8_t* records, std::int64_t tokens, std::uint32_t* fields) const;
+  void pack(const std::uint32_t* fields, std::int64_t tokens, std::uint8_t* records) const;
+  // A slot that does not exist becomes an unused one.
+  void correct(int head, std::uint32_t num_atoms_and_own, std::uint32_t* fields) const;
+  // Own atoms as the kernel wants them: of each dictionary or, where maps are folded in, head.
+  kernels::CodedRun run_of(const std::vector<std::vector<std::uint16_t>>& own,
+                           std::vector<float>& memory) const;
 
   Frame(const std::vector<const Dictionary*>& dictionaries,
         const AttentionOptions& options,
@@ -76,11 +91,12 @@ struct CodedVectors::Frame {
 
 void CodedVectors::Frame::add_layout(const Dictionary& dictionary, int group) {
   const CodeFormat& f = dictionary.format;
-  const bool packed = f.coding == CodeFormat::Coding::kPacked;
   kernels::CodeLayout layout;
   layout.slots = f.max_atoms;
-  layout.index_bits = index_bits(num_atoms);
-  layout.weights = packed ? kernels::CodedWeights::kLevels : kernels::CodedWeights::kE4m3;
+  layout.index_bits = index_bits(num_atoms + own_atoms);
+  layout.weights = is_packed()  ? kernels::CodedWeights::kLevels
+                   : is_exact() ? kernels::CodedWeights::kFloat32
+                                : kernels::CodedWeights::kE4m3;
   std::vector<std::uint8_t> width;
   const auto add = [&](int count, int bits) {
     width.insert(width.end(), size_of(count), static_cast<std::uint8_t>(bits));
@@ -89,7 +105,9 @@ void CodedVectors::Frame::add_layout(const Dictionary& dictionary, int group) {
   scales.emplace_back();
   component_bits.emplace_back();
   component_levels.emplace_back();
-  if (!packed) {
+  if (is_exact()) {
+    add(1 + 2 * f.max_atoms, 0);  // its records are no bit fields
+  } else if (!is_packed()) {
     add(1, kCountBits), add(f.max_atoms, kInt16Bits), add(f.max_atoms, kE4m3Bits);
   } else {
     layout.weight_bits = f.weight_bits;
@@ -100,6 +118,10 @@ void CodedVectors::Frame::add_layout(const Dictionary& dictionary, int group) {
     const ResidualCode& r = f.residual;
     layout.relative = r.relative;
     layout.components = r.groups > 0 ? dim : 0;
+    if (r.states > 0) {
+      const detail::Trellis trellis(r.states);
+      layout.trellis = {trellis.high_mask(), trellis.low_mask()};
+    }
     std::size_t level = 0;
     for (int g = 0; g < r.groups; ++g) {
       for (int c = 0; c < dim; ++c) {
@@ -125,7 +147,7 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
                            const AttentionOptions& options,
                            bool fold_map,
                            bool half)
-    : kv_heads(options.kv_heads), page_tokens(options.page_tokens) {
+    : kv_heads(options.kv_heads), page_tokens(options.page_tokens), own_atoms(options.own_atoms) {
   const Dictionary& first = *dictionaries.front();
   const std::string what = name_of(first.kind);
   if (dictionaries.size() != 1 && dictionaries.size() != size_of(kv_heads))
@@ -135,6 +157,7 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
   num_atoms = first.num_atoms;
   format = &first.format;
   const bool own = dictionaries.size() > 1;
+  num_dictionaries = static_cast<int>(dictionaries.size());
   bool residual_heads = false;
   for (const Dictionary* d : dictionaries) {
     if (d->dim != dim || d->num_atoms != num_atoms)
@@ -150,16 +173,20 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
                     " in one layer");
     if (d->dim % 4 != 0) throw_invalid(what, ": dim is ", d->dim, ", must be a multiple of 4");
     d->format.validate(d->num_atoms, d->dim);
-    if (d->format.coding == CodeFormat::Coding::kExact)
-      throw_invalid(what, ": codes in the format exact have no bytes to attend on");
+    if (d->format.coding == CodeFormat::Coding::kExact && d->format.max_atoms < 1)
+      throw_invalid(
+          what, ": the format is exact and max_atoms ", d->format.max_atoms, ", must be >= 1");
+    if (d->format.coding == CodeFormat::Coding::kFp8Int16 && num_atoms + own_atoms > 1 << 15)
+      throw_invalid(what,
+                    ": ",
+                    num_atoms,
+                    " atoms and own_atoms = ",
+                    own_atoms,
+                    ", fp8-int16 has indices below ",
+                    1 << 15);
     if (d->format.coding != format->coding ||
         d->format.bits_per_vector(num_atoms, dim) != format->bits_per_vector(num_atoms, dim))
       throw_invalid(what, ": the codes of KV heads differ in size");
-    if (d->format.residual.states > 0)
-      throw_invalid(what,
-                    ": residual.states is ",
-                    d->format.residual.states,
-                    ", attention reads scalar residual codes only");
     const int groups = d->format.residual.groups;
     if (groups > 1 && (own || groups != kv_heads))
       throw_invalid(what, ": residual.groups is ", groups, ", must be 1 or kv_heads = ", kv_heads);
@@ -181,7 +208,7 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
     num_fields = std::max(num_fields, static_cast<int>(widths[i].size()));
   }
   for (auto& width : widths) width.resize(size_of(num_fields));
-  record_bytes = format->bytes_per_vector(num_atoms, dim);
+  record_bytes = format->bytes_per_vector(num_atoms + own_atoms, dim);
   block_bytes = kernels::block_bytes(layouts.front());
 
   // Means of heads, with what the residual code adds; maps.
@@ -227,7 +254,8 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
     else
       out = Matrix(rows, count, dim);
   };
-  const bool copies = own || (fold_map && has_map);
+  folds = fold_map && has_map;
+  const bool copies = own || folds;
   for (int h = 0; h < kv_heads && copies; ++h)
     times_map(of_head(h).atoms.data(), num_atoms, h, atoms);
   const bool has_residual = first.format.residual.groups > 0;
@@ -247,12 +275,110 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
   space.back_map = has_map && !fold_map ? back_map.data() : nullptr;
   if (half) {
     half_atoms.resize(size_of(copies ? kv_heads : 1, num_atoms, dim));
-    std::transform(space.atoms, space.atoms + half_atoms.size(), half_atoms.begin(), half_from);
+    std::transform(
+        space.atoms, space.atoms + half_atoms.size(), half_atoms.begin(), detail::half_from_float);
     space.half_atoms = half_atoms.data();
   }
 }
 
-std::size_t CodedVectors::bytes() const { return pages_.size() * frame_->page_bytes(); }
+void CodedVectors::Frame::unpack(const std::uint8_t* records,
+                                 std::int64_t tokens,
+                                 std::uint32_t* fields) const {
+  if (is_exact()) {
+    const std::size_t words = size_of(2 * format->max_atoms);
+    for (std::int64_t row = 0; row < tokens * kv_heads; ++row) {
+      std::uint32_t* to = fields + row * num_fields;
+      to[0] = 0;
+      std::memcpy(to + 1, records + row * record_bytes, words * sizeof *to);
+    }
+    return;
+  }
+  for (int h = 0; h < kv_heads; ++h)
+    throw_if_failed(
+        kernels::cpu::unpack_fields(
+            record_layout(h), records + h * record_bytes, tokens, fields + h * num_fields),
+        "unpacking codes");
+}
+
+void CodedVectors::Frame::pack(const std::uint32_t* fields,
+                               std::int64_t tokens,
+                               std::uint8_t* records) const {
+  if (is_exact()) {
+    const std::size_t words = size_of(2 * format->max_atoms);
+    for (std::int64_t row = 0; row < tokens * kv_heads; ++row)
+      std::memcpy(
+          records + row * record_bytes, fields + row * num_fields + 1, words * sizeof *fields);
+    return;
+  }
+  for (int h = 0; h < kv_heads; ++h)
+    throw_if_failed(
+        kernels::cpu::pack_fields(
+            record_layout(h), fields + h * num_fields, tokens, records + h * record_bytes),
+        "packing codes");
+}
+
+void CodedVectors::Frame::correct(int head,
+                                  std::uint32_t num_atoms_and_own,
+                                  std::uint32_t* fields) const {
+  const kernels::CodeLayout& of = layout(head);
+  std::uint32_t* atom = fields + 1;
+  std::uint32_t* weight = atom + of.slots;
+  const std::uint32_t used =
+      is_packed() || is_exact() ? static_cast<std::uint32_t>(of.slots) : fields[0];
+  for (int k = 0; k < of.slots; ++k) {
+    const bool is_number = is_packed()  ? true
+                           : is_exact() ? (weight[k] & 0x7f800000u) != 0x7f800000u
+                                        : (weight[k] & 0x7f) != 0x7f;
+    if (static_cast<std::uint32_t>(k) < used && is_number && atom[k] < num_atoms_and_own) continue;
+    atom[k] = 0;
+    weight[k] = 0;
+    if (is_packed()) {
+      const float* levels_of_slot = of.levels + (size_of(k) << of.weight_bits);
+      weight[k] = static_cast<std::uint32_t>(
+          std::find(levels_of_slot, levels_of_slot + (1 << of.weight_bits), 0.0f) - levels_of_slot);
+    }
+  }
+}
+
+kernels::CodedRun CodedVectors::Frame::run_of(const std::vector<std::vector<std::uint16_t>>& own,
+                                              std::vector<float>& memory) const {
+  kernels::CodedRun run;
+  std::size_t most = 0;
+  for (const auto& rows : own) most = std::max(most, rows.size());
+  if (most == 0) return run;
+  run.num_extra = static_cast<int>(most / size_of(dim));
+  const bool of_heads = folds || num_dictionaries > 1;
+  memory.assign(most * size_of(of_heads ? kv_heads : 1), 0.0f);
+  for (int h = 0; h < (of_heads ? kv_heads : 1); ++h) {
+    const auto& rows = own[size_of(dictionary_of(h))];
+    float* to = memory.data() + size_of(h) * most;
+    std::transform(rows.begin(), rows.end(), to, detail::float_from_half);
+    if (!folds) continue;
+    Eigen::Map<RowMatrix> atoms_of_head(to, run.num_extra, dim);
+    const Matrix map(back_map.data() + size_of(h) * size_of(dim, dim), dim, dim);
+    atoms_of_head = (atoms_of_head * map.transpose()).eval();
+  }
+  run.extra_atoms = memory.data();
+  run.extra_stride = of_heads ? static_cast<std::int64_t>(most) : 0;
+  return run;
+}
+
+CodedVectors::CodedVectors(std::shared_ptr<const Frame> frame)
+    : frame_(std::move(frame)), own_(size_of(frame_->num_dictionaries)) {}
+
+int CodedVectors::record_bytes() const { return frame_->record_bytes; }
+
+std::size_t CodedVectors::bytes() const {
+  std::size_t sum = pages_.size() * frame_->page_bytes();
+  for (const auto& rows : own_) sum += rows.size() * sizeof(std::uint16_t);
+  return sum;
+}
+
+std::size_t CodedVectors::bytes_for(std::int64_t tokens) const {
+  return frame_->pages_for(tokens) * frame_->page_bytes();
+}
+
+std::size_t CodedVectors::dim() const { return size_of(frame_->dim); }
 
 std::uint8_t* CodedVectors::page_to_write(std::size_t index) {
   if (index == pages_.size())
@@ -262,46 +388,82 @@ std::uint8_t* CodedVectors::page_to_write(std::size_t index) {
   return page->data();
 }
 
-void CodedVectors::append(const std::uint8_t* codes, std::int64_t tokens) {
+void CodedVectors::append(const std::uint8_t* records, std::int64_t tokens) {
+  if (tokens <= 0) return;
   const Frame& f = *frame_;
-  const bool packed = f.format->coding == CodeFormat::Coding::kPacked;
-  const std::int64_t blocks = f.page_tokens / kernels::kBlockTokens;
-  std::vector<std::uint32_t> record(size_of(f.num_fields)), components(size_of(f.dim));
-  for (std::int64_t t = 0; t < tokens; ++t, ++tokens_) {
-    std::uint8_t* page = page_to_write(size_of(tokens_ / f.page_tokens));
-    const std::int64_t block = tokens_ % f.page_tokens / kernels::kBlockTokens;
+  constexpr std::int64_t kPiece = 64;  // tokens
+  std::vector<std::uint32_t> fields(
+      size_of(std::min(kPiece, tokens), f.kv_heads, std::max(f.num_fields, 1)));
+  std::vector<std::uint32_t> components(size_of(f.dim));
+  const std::size_t pages_before = pages_.size();
+  try {
+    for (std::size_t page = size_of(tokens_ / f.page_tokens); page < f.pages_for(tokens_ + tokens);
+         ++page)
+      page_to_write(page);
+  } catch (...) {
+    pages_.resize(pages_before);
+    throw;
+  }
+  for (std::int64_t done = 0; done < tokens; done += kPiece) {
+    const std::int64_t count = std::min(kPiece, tokens - done);
+    f.unpack(records + done * f.kv_heads * f.record_bytes, count, fields.data());
     for (int h = 0; h < f.kv_heads; ++h) {
       const kernels::CodeLayout& layout = f.layout(h);
-      const std::size_t of = f.layouts.size() > 1 ? size_of(h) : 0;
-      const kernels::RecordLayout fields{f.num_fields, f.record_bytes, f.widths[of].data()};
-      throw_if_failed(kernels::cpu::unpack_fields(
-                          fields, codes + (t * f.kv_heads + h) * f.record_bytes, 1, record.data()),
-                      "unpacking codes");
-      std::uint32_t* atoms = record.data() + 1;
-      std::uint32_t* weights = atoms + layout.slots;
-      const std::uint32_t used = packed ? static_cast<std::uint32_t>(layout.slots) : record[0];
-      for (int k = 0; k < layout.slots; ++k) {
-        const bool is_nan = !packed && (weights[k] & 0x7f) == 0x7f;
-        if (static_cast<std::uint32_t>(k) < used && !is_nan &&
-            atoms[k] < static_cast<std::uint32_t>(f.num_atoms))
-          continue;
-        atoms[k] = 0;
-        weights[k] = 0;
-        if (packed) {
-          const float* levels = layout.levels + (size_of(k) << layout.weight_bits);
-          weights[k] = static_cast<std::uint32_t>(
-              std::find(levels, levels + (1 << layout.weight_bits), 0.0f) - levels);
+      const auto num_atoms =
+          static_cast<std::uint32_t>(f.num_atoms + own_atoms(f.dictionary_of(h)));
+      for (std::int64_t t = 0; t < count; ++t) {
+        std::uint32_t* of = fields.data() + (t * f.kv_heads + h) * f.num_fields;
+        f.correct(h, num_atoms, of);
+        const std::uint32_t* coded = of + 1 + 2 * layout.slots;
+        for (int c = 0; c < layout.components; ++c) {
+          if (layout.component_bits[c] > 0) components[size_of(c)] = *coded++;
+        }
+        const std::int64_t at = tokens_ + done + t;
+        const std::int64_t block = at % f.page_tokens / kernels::kBlockTokens;
+        kernels::write_fields(layout,
+                              pages_[size_of(at / f.page_tokens)]->data() +
+                                  size_of(h * f.blocks() + block) * f.block_bytes,
+                              static_cast<int>(at % kernels::kBlockTokens),
+                              {of + 1, of + 1 + layout.slots, of[0], components.data()});
+      }
+    }
+  }
+  tokens_ += tokens;
+}
+
+void CodedVectors::read(std::int64_t first, std::int64_t tokens, std::uint8_t* records) const {
+  if (first < 0 || tokens < 0 || first > tokens_ - tokens)
+    throw_invalid("tokens ", first, " to ", first + tokens, " of ", tokens_);
+  const Frame& f = *frame_;
+  constexpr std::int64_t kPiece = 64;
+  std::vector<std::uint32_t> fields(size_of(kPiece, f.kv_heads, std::max(f.num_fields, 1)));
+  std::vector<std::uint32_t> components(size_of(f.dim));
+  for (std::int64_t done = 0; done < tokens; done += kPiece) {
+    const std::int64_t count = std::min(kPiece, tokens - done);
+    for (int h = 0; h < f.kv_heads; ++h) {
+      const kernels::CodeLayout& layout = f.layout(h);
+      for (std::int64_t t = 0; t < count; ++t) {
+        const std::int64_t at = first + done + t;
+        const std::int64_t block = at % f.page_tokens / kernels::kBlockTokens;
+        std::uint32_t* to = fields.data() + (t * f.kv_heads + h) * f.num_fields;
+        kernels::CodedFields of{to + 1, to + 1 + layout.slots, 0, components.data()};
+        kernels::read_fields(layout,
+                             pages_[size_of(at / f.page_tokens)]->data() +
+                                 size_of(h * f.blocks() + block) * f.block_bytes,
+                             static_cast<int>(at % kernels::kBlockTokens),
+                             of);
+        to[0] = of.scale;
+        if (!f.is_packed()) {  // slots up to the last with a weight
+          to[0] = static_cast<std::uint32_t>(layout.slots);
+          while (to[0] > 0 && of.weights[to[0] - 1] == 0) --to[0];
+        }
+        std::uint32_t* coded = to + 1 + 2 * layout.slots;
+        for (int c = 0; c < layout.components; ++c) {
+          if (layout.component_bits[c] > 0) *coded++ = components[size_of(c)];
         }
       }
-      const std::uint32_t* coded = weights + layout.slots;
-      for (int c = 0; c < layout.components; ++c) {
-        if (layout.component_bits[c] > 0) components[size_of(c)] = *coded++;
-      }
-      kernels::write_fields(layout,
-                            page + size_of(h * blocks + block) * f.block_bytes,
-                            static_cast<int>(tokens_ % kernels::kBlockTokens),
-                            {atoms, weights, record[0], components.data()});
     }
+    f.pack(fields.data(), count, records + done * f.kv_heads * f.record_bytes);
   }
 }
 
@@ -309,7 +471,27 @@ void CodedVectors::truncate(std::int64_t tokens) {
   if (tokens < 0 || tokens > tokens_)
     throw_invalid("tokens to keep are ", tokens, ", must be in [0, ", tokens_, "]");
   tokens_ = tokens;
-  pages_.resize(size_of((tokens + frame_->page_tokens - 1) / frame_->page_tokens));
+  pages_.resize(frame_->pages_for(tokens));
+}
+
+void CodedVectors::add_atom(const float* atom, int dictionary) {
+  if (own_atoms(dictionary) >= frame_->own_atoms)
+    throw_invalid("a sequence has ", own_atoms(dictionary), " own atoms, no more may join");
+  std::vector<std::uint16_t>& rows = own_[size_of(dictionary)];
+  rows.reserve(rows.size() + dim());
+  std::transform(atom, atom + dim(), std::back_inserter(rows), detail::half_from_float);
+}
+
+std::vector<float> CodedVectors::own_atom_rows(int dictionary) const {
+  const std::vector<std::uint16_t>& rows = own_[size_of(dictionary)];
+  std::vector<float> out(rows.size());
+  std::transform(rows.begin(), rows.end(), out.begin(), detail::float_from_half);
+  return out;
+}
+
+void CodedVectors::drop_atoms(int keep, int dictionary) {
+  std::vector<std::uint16_t>& rows = own_[size_of(dictionary)];
+  rows.resize(std::min(rows.size(), size_of(keep) * dim()));
 }
 
 struct LayerAttention::Impl {
@@ -328,6 +510,8 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
     : impl_(std::make_unique<Impl>()) {
   if (options.kv_heads < 1) throw_invalid("kv_heads is ", options.kv_heads, ", must be >= 1");
   if (options.group < 1) throw_invalid("group is ", options.group, ", must be >= 1");
+  if (options.own_atoms < 0 || options.own_atoms > 1 << 20)
+    throw_invalid("own_atoms is ", options.own_atoms, ", must be in [0, ", 1 << 20, "]");
   if (options.threads < 0) throw_invalid("threads is ", options.threads, ", must be >= 0");
   if (options.page_tokens < kernels::kBlockTokens ||
       options.page_tokens % kernels::kBlockTokens != 0)
@@ -347,8 +531,8 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
   if (!(options.softmax_scale > 0))
     impl.options.softmax_scale = 1 / std::sqrt(static_cast<float>(impl.keys->dim));
   if (!impl.rotates) return;
-  if (rope.layout != "half")
-    throw_invalid("rope: layout is '", rope.layout, "', attention on keys before RoPE knows half");
+  if (rope.layout != "half" && rope.layout != "interleaved")
+    throw_invalid("rope: layout is '", rope.layout, "', must be half or interleaved");
   const int layer = keys.front()->layer;
   const bool own = !rope.layer_inverse_frequencies.empty();
   if (own && (layer < 0 || layer >= static_cast<int>(rope.layer_inverse_frequencies.size())))
@@ -364,8 +548,10 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
                   impl.frequencies.size(),
                   " frequencies, of dim ",
                   impl.keys->dim);
-  impl.rotation = {
-      rope.rotary_dim, impl.frequencies.data(), static_cast<float>(rope.attention_scaling)};
+  impl.rotation = {rope.rotary_dim,
+                   rope.layout == "interleaved",
+                   impl.frequencies.data(),
+                   static_cast<float>(rope.attention_scaling)};
 }
 
 LayerAttention::~LayerAttention() = default;
@@ -383,6 +569,7 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
   std::vector<kernels::AttentionSequence> coded(count);
   std::vector<std::vector<const std::uint8_t*>> pages(2 * count);
   std::vector<std::vector<kernels::ExactRun>> exact(count);
+  std::vector<std::vector<float>> own(2 * count);
   for (std::size_t i = 0; i < count; ++i) {
     const Sequence& s = sequences[i];
     if (s.keys == nullptr || s.values == nullptr || s.keys->frame_ != impl.keys ||
@@ -406,6 +593,23 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
         throw_invalid("sequence ", i, ": ", run.tokens, " exact tokens, must be >= 0");
       exact[i].push_back({run.keys, run.values, run.head_stride, run.tokens});
     }
+    for (std::size_t j = 0; j < s.left_out.size(); ++j) {
+      const std::int64_t least = j == 0 ? 0 : s.left_out[j - 1] + 1;
+      if (s.left_out[j] < least || s.left_out[j] >= s.keys->tokens())
+        throw_invalid("sequence ",
+                      i,
+                      ": token ",
+                      s.left_out[j],
+                      " is left out, must be in [",
+                      least,
+                      ", ",
+                      s.keys->tokens(),
+                      ")");
+    }
+    coded[i].keys = impl.keys->run_of(s.keys->own_, own[2 * i]);
+    coded[i].values = impl.values->run_of(s.values->own_, own[2 * i + 1]);
+    coded[i].left_out = s.left_out.data();
+    coded[i].num_left_out = static_cast<int>(s.left_out.size());
     coded[i].coded_tokens = s.keys->tokens();
     coded[i].keys.pages = pages[2 * i].data();
     coded[i].values.pages = pages[2 * i + 1].data();
@@ -423,6 +627,9 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
   p.values = impl.values->space;
   p.rotation = impl.rotates ? &impl.rotation : nullptr;
   p.page_tokens = impl.options.page_tokens;
+  p.exact_type = impl.options.exact == ExactNumbers::kFloat32   ? kernels::ExactType::kFloat32
+                 : impl.options.exact == ExactNumbers::kFloat16 ? kernels::ExactType::kFloat16
+                                                                : kernels::ExactType::kBFloat16;
   p.sequences = coded.data();
   p.queries = queries;
   p.out = out;

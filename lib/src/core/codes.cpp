@@ -170,10 +170,11 @@ void CodeFormat::validate(int num_atoms, int dim) const {
 }
 
 struct Codec::Impl {
-  const Dictionary* dictionary = nullptr;
   CodeFormat format;
-  int num_atoms = 0, dim = 0, bits = 0, bytes = 0, threads = 0;
-  std::optional<Encoder> encoder;
+  const float* atoms = nullptr;
+  int num_atoms = 0, most_atoms = 0, dim = 0, bits = 0, bytes = 0, threads = 0;
+  std::optional<Encoder> own_encoder;
+  Encoder* encoder = nullptr;  // none if max_atoms is 0
   std::optional<detail::Trellis> trellis;
   CodeCounts counts;
 
@@ -203,12 +204,13 @@ struct Codec::Impl {
   const float* weight_levels(int position) const {
     return format.weight_levels.data() + (size_of(position) << format.weight_bits);
   }
-  const float* atom(std::int64_t n) const { return dictionary->atoms.data() + n * dim; }
+  const float* atom(std::int64_t n) const { return atoms + n * dim; }
   int group_of(std::int64_t row, int first_head) const {
     return static_cast<int>((first_head + row) % static_cast<std::int64_t>(groups.size()));
   }
   bool is_packed() const { return format.coding == CodeFormat::Coding::kPacked; }
 
+  void start(const Dictionary& dictionary, int more_atoms, int num_threads);
   void lay_out() {
     const ResidualCode& residual = format.residual;
     std::vector<std::uint8_t> before;
@@ -216,7 +218,7 @@ struct Codec::Impl {
       before.push_back(static_cast<std::uint8_t>(format.scale_bits));
       before.insert(before.end(),
                     size_of(format.max_atoms),
-                    static_cast<std::uint8_t>(index_bits(num_atoms)));
+                    static_cast<std::uint8_t>(index_bits(most_atoms)));
       before.insert(
           before.end(), size_of(format.max_atoms), static_cast<std::uint8_t>(format.weight_bits));
     } else {
@@ -308,14 +310,8 @@ struct Codec::Impl {
     if (count > 0) {
       scratch.gram.resize(size_of(count, count));
       scratch.inner.resize(size_of(count));
-      detail::gram_of(dictionary->atoms.data(),
-                      dim,
-                      indices,
-                      count,
-                      z,
-                      count,
-                      scratch.gram.data(),
-                      scratch.inner.data());
+      detail::gram_of(
+          atoms, dim, indices, count, z, count, scratch.gram.data(), scratch.inner.data());
       scratch.solver.start(scratch.gram.data(), count, scratch.inner.data(), count);
     }
     const int num_levels = 1 << format.weight_bits;
@@ -408,7 +404,7 @@ struct Codec::Impl {
       ++counts.not_finite;
     }
     counts.vectors += rows;
-    if (encoder) encoder->encode(signals.data(), rows, codes);
+    if (encoder != nullptr) encoder->encode(signals.data(), rows, codes);
     if (format.coding == CodeFormat::Coding::kExact) return;
     fields.resize(size_of(rows, num_fields));
     std::int64_t saturated = 0;
@@ -433,35 +429,59 @@ struct Codec::Impl {
   }
 };
 
+void Codec::Impl::start(const Dictionary& dictionary, int more_atoms, int num_threads) {
+  format = dictionary.format;
+  atoms = dictionary.atoms.data();
+  num_atoms = dictionary.num_atoms;
+  most_atoms = num_atoms + more_atoms;
+  dim = dictionary.dim;
+  format.validate(num_atoms, dim);
+  if (more_atoms < 0) throw_invalid("more_atoms is ", more_atoms, ", must be >= 0");
+  if (format.coding == CodeFormat::Coding::kFp8Int16) format.validate(most_atoms, dim);
+  if (dictionary.atoms.size() != size_of(num_atoms, dim))
+    throw_invalid(
+        "dictionary holds ", dictionary.atoms.size(), " numbers, must be ", num_atoms, " x ", dim);
+  if (format.coding == CodeFormat::Coding::kExact && format.max_atoms == 0)
+    throw_invalid("exact: max_atoms is 0, must be >= 1");
+  bits = format.bits_per_vector(most_atoms, dim);
+  bytes = format.bytes_per_vector(most_atoms, dim);
+  threads = num_threads > 0 ? num_threads : omp_get_num_procs();
+  if (format.residual.states > 0) trellis.emplace(format.residual.states);
+  lay_out();
+}
+
 Codec::Codec(const Dictionary& dictionary, const EncodeOptions& options)
     : impl_(std::make_unique<Impl>()) {
   Impl& impl = *impl_;
-  impl.dictionary = &dictionary;
-  impl.format = dictionary.format;
-  impl.num_atoms = dictionary.num_atoms;
-  impl.dim = dictionary.dim;
-  impl.format.validate(impl.num_atoms, impl.dim);
-  if (dictionary.atoms.size() != size_of(impl.num_atoms, impl.dim))
-    throw_invalid("dictionary holds ",
-                  dictionary.atoms.size(),
-                  " numbers, must be ",
-                  impl.num_atoms,
-                  " x ",
-                  impl.dim);
-  if (impl.format.coding == CodeFormat::Coding::kExact && impl.format.max_atoms == 0)
-    throw_invalid("exact: max_atoms is 0, must be >= 1");
-  impl.bits = impl.format.bits_per_vector(impl.num_atoms, impl.dim);
-  impl.bytes = impl.format.bytes_per_vector(impl.num_atoms, impl.dim);
-  impl.threads = options.threads > 0 ? options.threads : omp_get_num_procs();
-  if (impl.format.residual.states > 0) impl.trellis.emplace(impl.format.residual.states);
-  if (impl.format.max_atoms > 0) {
-    EncodeOptions encode = options;
-    encode.max_atoms = impl.format.max_atoms;
-    impl.encoder.emplace(encode);
-    impl.encoder->set_atoms(dictionary.atoms.data(), 1, impl.num_atoms, impl.dim);
-  }
-  impl.lay_out();
+  impl.start(dictionary, 0, options.threads);
+  if (impl.format.max_atoms == 0) return;
+  EncodeOptions encode = options;
+  encode.max_atoms = impl.format.max_atoms;
+  impl.encoder = &impl.own_encoder.emplace(encode);
+  impl.encoder->set_atoms(impl.atoms, 1, impl.num_atoms, impl.dim);
 }
+
+Codec::Codec(const Dictionary& dictionary, Encoder& encoder, int more_atoms)
+    : impl_(std::make_unique<Impl>()) {
+  Impl& impl = *impl_;
+  impl.start(dictionary, more_atoms, encoder.options().threads);
+  if (impl.format.max_atoms == 0) return;
+  if (encoder.options().max_atoms != impl.format.max_atoms)
+    throw_invalid("the encoder has max_atoms ",
+                  encoder.options().max_atoms,
+                  ", the format ",
+                  impl.format.max_atoms);
+  impl.encoder = &encoder;
+}
+
+void Codec::use_atoms(const float* atoms, int count) {
+  Impl& impl = *impl_;
+  check_range("count of atoms", count, std::max(1, impl.format.max_atoms), impl.most_atoms);
+  impl.atoms = atoms;
+  impl.num_atoms = count;
+  if (impl.encoder != nullptr) impl.encoder->set_atoms(atoms, 1, count, impl.dim);
+}
+
 Codec::~Codec() = default;
 Codec::Codec(Codec&&) noexcept = default;
 Codec& Codec::operator=(Codec&&) noexcept = default;

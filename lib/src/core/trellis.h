@@ -17,6 +17,8 @@ class Trellis {
   explicit Trellis(int states);
   static bool has(int states);
 
+  std::uint32_t high_mask() const { return high_mask_; }
+  std::uint32_t low_mask() const { return low_mask_; }
   /// Quarter after u_t was shifted into `history`: bit 0 is u_t, bit k is u_(t - k).
   int quarter(std::uint32_t history) const {
     return 2 * (__builtin_popcount(history & high_mask_) & 1) +
