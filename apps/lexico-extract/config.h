@@ -4,48 +4,33 @@
 #include <string>
 #include <vector>
 
-#include "common/model_text.h"
 #include "common/ranks.h"
+#include "common/text_plan.h"
 
 namespace lexico::apps {
 
 /// The options of lexico-extract.
-struct ExtractConfig : ModelTextConfig, RankConfig {
-  std::vector<std::string> text, token_ids;
-  std::string output, key_stage = "post_rope", dtype = "float16";
-  int batch_size = 0, batch_tokens = 4096, threads = 0;
-  std::int64_t max_vectors = 0, shard_vectors = 0;
+struct ExtractConfig : TextPlanConfig, RankConfig {
+  std::string output, key_stage = "post_rope";
+  int threads = 0;
+  std::int64_t shard_vectors = 0;
   std::uint64_t seed = 0;
   bool query_moments = false, resume = false, overwrite = false, dry_run = false, benchmark = false,
        json = false;
 
   template <typename Self, typename Visitor>
   static void for_each_field(Self& self, Visitor&& visit) {
-    ModelTextConfig::for_each_field(self, visit);
-    visit("text",
-          self.text,
-          "[name=]FILE to run the model on: .txt, or .jsonl with one document a line; repeatable");
-    visit("token_ids",
-          self.token_ids,
-          "[name=]FILE of token ids instead of text: .bin (int32) or .safetensors; repeatable");
+    TextPlanConfig::for_each_field(self, visit);
     visit("output", self.output, "FILE.h5, or a folder for shards activations-00000.h5, ...");
     visit("key_stage",
           self.key_stage,
           "keys after RoPE as the cache holds them (post_rope), or with it undone (pre_rope)");
     visit(
         "query_moments", self.query_moments, "also store the mean of q q^T per layer and KV head");
-    visit("dtype", self.dtype, "type of the stored vectors: float16 or float32");
-    visit("max_vectors",
-          self.max_vectors,
-          "budget per layer and kind; sequences are picked evenly over all texts; 0: all");
     visit("seed", self.seed, "which sequences are picked under max_vectors");
     visit("shard_vectors",
           self.shard_vectors,
           "vectors per layer and kind in each file of a folder; 0: files of about 2 GB");
-    visit("batch_tokens", self.batch_tokens, "tokens the model runs at a time");
-    visit("batch_size",
-          self.batch_size,
-          "sequences the model runs at a time; 0: as batch_tokens says");
     RankConfig::for_each_field(self, visit);
     visit("resume",
           self.resume,

@@ -42,27 +42,25 @@ class BatchMaker {
       : corpus_(corpus),
         plan_(plan),
         shard_(shard),
-        next_(plan.shards[shard].first),
-        end_(next_ + plan.shards[shard].count) {}
+        next_(plan.shards[shard].first_batch),
+        end_(next_ + plan.shards[shard].num_batches) {}
 
   bool done() const { return next_ == end_; }
 
   void fill(Batch& batch) {
-    const std::vector<Corpus::Sequence>& all = plan_.sequences;
+    const Plan::Batch& from = plan_.batches[next_];
     batch.shard = shard_;
-    batch.first_of_shard = next_ == plan_.shards[shard_].first;
-    batch.ids.clear();
-    batch.documents.clear();
-    batch.length = all[next_].length;
-    for (batch.size = 0;
-         batch.size < plan_.batch_size && next_ < end_ && all[next_].length == batch.length;
-         ++batch.size, ++next_) {
-      const auto from = all[next_].first, to = from + all[next_].length;
-      batch.ids.insert(batch.ids.end(), corpus_.ids.begin() + from, corpus_.ids.begin() + to);
-      batch.documents.insert(
-          batch.documents.end(), corpus_.documents.begin() + from, corpus_.documents.begin() + to);
+    batch.first_of_shard = next_ == plan_.shards[shard_].first_batch;
+    batch.size = static_cast<std::int64_t>(from.count);
+    batch.length = from.length;
+    batch.ids.resize(static_cast<std::size_t>(batch.num_tokens()));
+    batch.documents.resize(batch.ids.size());
+    for (std::size_t i = 0; i < from.count; ++i) {
+      const auto at = i * static_cast<std::size_t>(batch.length);
+      corpus_.read(
+          plan_.sequences.sequence(corpus_, from.first + i), &batch.ids[at], &batch.documents[at]);
     }
-    batch.last_of_shard = next_ == end_;
+    batch.last_of_shard = ++next_ == end_;
   }
 
  private:

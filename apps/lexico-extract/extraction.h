@@ -2,9 +2,8 @@
 
 #include <vector>
 
-#include "lexico-extract/inputs.h"
+#include "common/text_plan.h"
 #include "lexico-extract/output.h"
-#include "lexico-extract/plan.h"
 #include "lexico/language_model.h"
 
 namespace lexico::apps {

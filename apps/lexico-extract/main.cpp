@@ -13,9 +13,7 @@
 #include "common/program.h"
 #include "lexico-extract/config.h"
 #include "lexico-extract/extraction.h"
-#include "lexico-extract/inputs.h"
 #include "lexico-extract/output.h"
-#include "lexico-extract/plan.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
 #include "lexico/language_model.h"
@@ -24,30 +22,14 @@
 namespace lexico::apps {
 
 void ExtractConfig::validate() const {
-  const auto one_of =
-      [](const char* key, const std::string& value, std::initializer_list<const char*> known) {
-        std::string list;
-        for (const char* name : known) {
-          if (value == name) return;
-          list += (list.empty() ? "" : ", ") + std::string(name);
-        }
-        throw InvalidArgument(std::string(key) + " is '" + value + "', must be one of: " + list);
-      };
-  if (model.empty())
-    throw InvalidArgument("model is missing: --model FILE.pt (tools/export_model.py writes it)");
-  if (text.empty() && token_ids.empty())
-    throw InvalidArgument("text is missing: --text [name=]FILE (or --token-ids FILE)");
+  TextPlanConfig::validate();
   if (output.empty())
     throw InvalidArgument("output is missing: --output FILE.h5, or a folder for shards");
   if (resume && overwrite) throw InvalidArgument("--resume and --overwrite contradict each other");
-  ModelTextConfig::validate();
-  at_least("batch_size", batch_size, 0);
-  at_least("batch_tokens", batch_tokens, 1);
   at_least("threads", threads, 0);
-  at_least("max_vectors", max_vectors, 0);
   at_least("shard_vectors", shard_vectors, 0);
-  one_of("dtype", dtype, {"float16", "float32"});
-  one_of("key_stage", key_stage, {"post_rope", "pre_rope"});
+  if (key_stage != "post_rope" && key_stage != "pre_rope")
+    throw InvalidArgument("key_stage is '" + key_stage + "', must be one of: post_rope, pre_rope");
 }
 
 namespace {
@@ -64,7 +46,7 @@ Json describe(const Plan& plan, const Output& output) {
           {"texts", plan.info.corpora},
           {"output", output.path()},
           {"files", plan.shards.size()},
-          {"sequences", plan.sequences.size()},
+          {"sequences", plan.sequences.count},
           {"sequence_length", plan.info.sequence_length},
           {"bos", plan.info.bos},
           {"key_stage", name_of(plan.info.key_stage)},
@@ -83,7 +65,7 @@ Json describe(const Plan& plan, const Output& output) {
 double buffer_bytes(const Plan& plan) {
   const ActivationInfo& info = plan.info;
   const double row = static_cast<double>(info.head_dim) * sizeof(float),
-               tokens = static_cast<double>(plan.batch_size) * info.sequence_length,
+               tokens = static_cast<double>(info.batch_sequences) * info.sequence_length,
                batch = tokens * info.num_layers * 2 * info.kv_heads * row,
                chunks = info.num_layers * 2.0 * 2048 * row * (info.half ? 0.5 : 1.0);
   return 2 * batch + chunks;
@@ -146,8 +128,8 @@ int print_plan(const ExtractConfig& config,
     std::cout << (i > 0 ? ", " : "") << info.corpora[i] << " (" << info.corpus_documents[i]
               << " documents)";
   std::cout << ", bos " << info.bos << "\n";
-  std::cout << "tokens   " << plan.num_tokens << " of " << corpus.ids.size() << ", in "
-            << plan.sequences.size() << " sequences of up to " << info.sequence_length << "\n";
+  std::cout << "tokens   " << plan.num_tokens << " of " << corpus.num_tokens << ", in "
+            << plan.sequences.count << " sequences of up to " << info.sequence_length << "\n";
   std::cout << "vectors  " << plan.num_vectors() << " per layer and kind, "
             << format_count(static_cast<double>(plan.all_vectors())) << " in all, "
             << (info.half ? "float16" : "float32") << ", keys " << name_of(info.key_stage) << "\n";
@@ -264,10 +246,19 @@ int run(int argc, char** argv) {
   LanguageModel model(config.model, config.device, config.threads);
   std::future<std::string> model_sha256 =
       std::async(std::launch::async, sha256_of_file, config.model);  // minutes for a large one
-  const Corpus corpus = read_corpus(config, model.info());
+  const Corpus corpus =
+      read_corpus(config, config.text, config.token_ids, model.info(), output.path());
   const std::string again = typed_command(argc, argv, {"--resume", "--overwrite"});
-  const Plan plan =
-      make_plan(config, model.info(), model_sha256.get(), corpus, again, output.is_one_file());
+  const Plan plan = make_plan(config,
+                              {.model_sha256 = model_sha256.get(),
+                               .command_line = again,
+                               .key_stage = key_stage_from(config.key_stage),
+                               .seed = config.seed,
+                               .query_moments = config.query_moments,
+                               .shard_vectors = config.shard_vectors,
+                               .one_file = output.is_one_file()},
+                              model.info(),
+                              corpus);
   if (plan.info.key_stage == KeyStage::kPreRope && !model.info().rope.rotates())
     log_info(config.model + " has no RoPE: its keys are the same at both stages");
   if (config.dry_run)
@@ -282,7 +273,7 @@ int run(int argc, char** argv) {
   require_memory(static_cast<double>(resident_bytes()) + buffer_bytes(plan) + kTorchBytes,
                  "lower --batch-tokens");
   log_info(format_count(static_cast<double>(plan.num_tokens)) + " tokens in " +
-           std::to_string(plan.sequences.size()) + " sequences of up to " +
+           std::to_string(plan.sequences.count) + " sequences of up to " +
            std::to_string(plan.info.sequence_length) + ", " +
            format_bytes(static_cast<double>(plan.bytes)) + " in " +
            std::to_string(plan.shards.size()) + (plan.shards.size() == 1 ? " file" : " files") +

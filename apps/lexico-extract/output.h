@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "lexico-extract/config.h"
-#include "lexico-extract/plan.h"
 
 namespace lexico::apps {
 

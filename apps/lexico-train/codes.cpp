@@ -31,28 +31,40 @@ struct Sample {
   int heads = 1;
 };
 
+/// The blocks that a sample consists of: whole tokens.
+std::vector<ActivationSource::Rows> blocks_of(const ActivationInfo& info,
+                                              std::int64_t num_rows,
+                                              std::int64_t wanted,
+                                              bool one_head) {
+  const int kv_heads = info.kv_heads;
+  const std::int64_t tokens = num_rows / kv_heads,
+                     want_tokens = std::min(tokens, one_head ? wanted : wanted / kv_heads + 1),
+                     block = (want_tokens + kBlocks - 1) / kBlocks;
+  std::vector<ActivationSource::Rows> blocks;
+  for (int b = 0; b < kBlocks; ++b)
+    blocks.push_back(
+        {b * (tokens - block) / std::max(1, kBlocks - 1) * kv_heads, block * kv_heads});
+  return blocks;
+}
+
 Sample sample_of(const Dictionary& dictionary,
-                 ActivationReader& data,
+                 ActivationSource& data,
                  std::int64_t num_rows,
                  std::int64_t wanted) {
   const int kv_heads = data.info().kv_heads, dim = dictionary.dim;
   const bool one_head = dictionary.head != Dictionary::kAllHeads;
-  const std::int64_t tokens = num_rows / kv_heads,
-                     want_tokens = std::min(tokens, one_head ? wanted : wanted / kv_heads + 1),
-                     block = (want_tokens + kBlocks - 1) / kBlocks;
   Sample sample;
   sample.heads = one_head ? 1 : kv_heads;
   std::vector<float> rows;
-  for (int b = 0; b < kBlocks; ++b) {
-    const std::int64_t first = b * (tokens - block) / std::max(1, kBlocks - 1);
-    rows.resize(static_cast<std::size_t>(block * kv_heads * dim));
-    data.read(dictionary.layer, dictionary.kind, first * kv_heads, block * kv_heads, rows.data());
+  for (const ActivationSource::Rows& block : blocks_of(data.info(), num_rows, wanted, one_head)) {
+    rows.resize(static_cast<std::size_t>(block.count * dim));
+    data.read(dictionary.layer, dictionary.kind, block.first, block.count, rows.data());
     if (!one_head) {
       sample.rows.insert(sample.rows.end(), rows.begin(), rows.end());
       continue;
     }
-    for (std::int64_t t = 0; t < block; ++t) {
-      const float* row = rows.data() + (t * kv_heads + dictionary.head) * dim;
+    for (std::int64_t token = 0; token < block.count / kv_heads; ++token) {
+      const float* row = rows.data() + (token * kv_heads + dictionary.head) * dim;
       sample.rows.insert(sample.rows.end(), row, row + dim);
     }
   }
@@ -68,7 +80,7 @@ std::string place_of(const Dictionary& dictionary) {
 class Fitter {
  public:
   Fitter(DictionarySet& set,
-         ActivationReader& data,
+         ActivationSource& data,
          std::int64_t num_rows,
          const CodeConfig& config,
          const TrainConfig& train)
@@ -144,7 +156,7 @@ class Fitter {
   }
 
   DictionarySet& set_;
-  ActivationReader& data_;
+  ActivationSource& data_;
   std::int64_t num_rows_;
   const CodeConfig& config_;
   CodeFitOptions options_;
@@ -189,8 +201,26 @@ std::string CodeConfig::resolved_coding(const std::string& recipe) const {
   return recipe == "lexico" ? "fp8-int16" : "packed";
 }
 
+std::vector<ActivationSource::Rows> hold_code_rows(ActivationSource& data,
+                                                   std::int64_t num_rows,
+                                                   const CodeConfig& config,
+                                                   const TrainConfig& train,
+                                                   const std::vector<TrainTarget>& targets) {
+  if (config.resolved_coding(train.recipe) != "packed") return {};
+  std::vector<ActivationSource::Dataset> datasets;
+  for (const TrainTarget& target : targets) {
+    datasets.emplace_back(target.layer, target.kind);
+    for (int layer : target.more_layers) datasets.emplace_back(layer, target.kind);
+  }
+  const bool one_head = targets.front().head >= 0;
+  const std::vector<ActivationSource::Rows> rows =
+      blocks_of(data.info(), num_rows, config.code_vectors, one_head);
+  data.hold(rows, datasets);
+  return rows;
+}
+
 void fit_formats(DictionarySet& set,
-                 ActivationReader& data,
+                 ActivationSource& data,
                  std::int64_t num_rows,
                  const CodeConfig& config,
                  const TrainConfig& train) {

@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "lexico/activations.h"
 #include "lexico/dictionary.h"
 #include "lexico/train_config.h"
+#include "lexico/trainer.h"
 
 namespace lexico::apps {
 
@@ -55,10 +57,18 @@ struct CodeConfig {
 /// Rates that are tried for each dictionary where a budget is shared out.
 inline constexpr int kNumRates = 9;
 
+/// Tells `data` which rows fit_formats will read for these targets, dictionary by dictionary.
+/// @returns them.
+std::vector<ActivationSource::Rows> hold_code_rows(ActivationSource& data,
+                                                   std::int64_t num_rows,
+                                                   const CodeConfig& config,
+                                                   const TrainConfig& train,
+                                                   const std::vector<TrainTarget>& targets);
+
 /// Gives every dictionary its format, fitted on rows [0, num_rows) of `data`. `train` is resolved.
 /// @throws InvalidArgument naming the least bits or bytes if there are too few; Interrupted.
 void fit_formats(DictionarySet& set,
-                 ActivationReader& data,
+                 ActivationSource& data,
                  std::int64_t num_rows,
                  const CodeConfig& config,
                  const TrainConfig& train);

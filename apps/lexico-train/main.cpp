@@ -1,4 +1,4 @@
-// lexico-train: learns the dictionaries of a model from its dumped keys and values.
+// lexico-train: learns the dictionaries of a model from its keys and values, dumped or running.
 #include <unistd.h>
 
 #include <chrono>
@@ -21,6 +21,7 @@
 #include "lexico-train/parts.h"
 #include "lexico-train/plan.h"
 #include "lexico-train/run_folder.h"
+#include "lexico-train/stream.h"
 #include "lexico/activation_sampler.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
@@ -44,6 +45,7 @@ struct Config : RankConfig {
   double checkpoint_seconds = 300;
   bool resume = false, overwrite = false, dry_run = false, json = false;
   std::string key_stage = "auto";
+  StreamConfig stream;
   TrainConfig train;
   CodeConfig codes;
 
@@ -52,7 +54,8 @@ struct Config : RankConfig {
     visit("data",
           self.data,
           "activations to learn from: a file, a folder of shards, or a 'glob' (lexico-extract "
-          "writes them)");
+          "writes them); or else the model and texts themselves:");
+    StreamConfig::for_each_field(self.stream, visit);
     visit("output", self.output, "folder of the run: dictionaries, metrics, checkpoints, report");
     visit(
         "key_stage",
@@ -83,8 +86,16 @@ struct Config : RankConfig {
   }
 
   void validate() const {
-    if (data.empty())
-      throw InvalidArgument("data is missing: --data FILE (activations that lexico-extract wrote)");
+    if (data.empty() && !stream.asked_for())
+      throw InvalidArgument(
+          "data is missing: --data FILE (activations that lexico-extract wrote), or --model "
+          "FILE.pt "
+          "--text FILE");
+    if (!data.empty() && stream.asked_for())
+      throw InvalidArgument(
+          "--data and --model, --text or --token-ids contradict each other: vectors come from a "
+          "dump "
+          "or from the running model");
     if (output.empty()) throw InvalidArgument("output is missing: --output FOLDER");
     if (kinds != "both" && kinds != "keys" && kinds != "values")
       throw InvalidArgument("kinds is '" + kinds + "', must be keys, values or both");
@@ -99,11 +110,17 @@ struct Config : RankConfig {
     if (key_stage != "auto") (void)key_stage_from(key_stage);
     train.validate();
     codes.validate();
+    if (!stream.asked_for()) return;
+    stream.validate();
+    if (train.metric == "queries")
+      throw InvalidArgument(
+          "metric is 'queries', which needs moments over the whole text before training: dump it "
+          "with lexico-extract --key-stage pre_rope --query-moments");
   }
 };
 
 /// Lets the keys of `reader` come in the stage that the config asks for.
-void choose_key_stage(ActivationReader& reader, const Config& config) {
+void choose_key_stage(ActivationSource& reader, const Config& config) {
   if (config.key_stage != "auto") {
     reader.set_key_stage(key_stage_from(config.key_stage));
     return;
@@ -149,11 +166,11 @@ std::vector<TrainTarget> targets_of(const Config& config, const ActivationInfo& 
 
 /// The rows the report measures: the end of the data, or another file.
 struct Validation {
-  ActivationReader* reader;
+  ActivationSource* reader;
   std::int64_t first_row, num_rows;
 };
 
-void require_same_model(const ActivationReader& a, const ActivationReader& b) {
+void require_same_model(const ActivationSource& a, const ActivationSource& b) {
   const ActivationInfo &x = a.info(), &y = b.info();
   const auto differ =
       [&](const std::string& what, const std::string& in_a, const std::string& in_b) {
@@ -423,7 +440,9 @@ report::EvaluationReport evaluate_run(const Config& config,
                         config.output,
                         set.metadata});
   report::Dataset data{"held out",
-                       validation.reader->files().front(),
+                       config.validation_data.empty() && config.data.empty()
+                           ? validation.reader->files().back()  // a text
+                           : validation.reader->files().front(),
                        true,
                        validation.num_rows / info.kv_heads,
                        validation.num_rows,
@@ -431,6 +450,9 @@ report::EvaluationReport evaluate_run(const Config& config,
                        config.validation_data.empty()
                            ? "the last rows of the training data, never trained on"
                            : "evenly many rows from the start of the validation data"};
+  std::vector<ActivationSource::Dataset> datasets;
+  for (const Dictionary& d : set.dictionaries) datasets.emplace_back(d.layer, d.kind);
+  validation.reader->hold({{validation.first_row, validation.num_rows}}, datasets);
   Evaluator evaluator(out.sparsities, encode_options(train));
   for (int layer : out.layers)
     for (Kind kind : kBothKinds) {
@@ -468,9 +490,10 @@ void print_plan(const Config& config,
                 const TrainSizes& sizes,
                 int num_parts,
                 const TrainPlan& planned,
-                const ActivationReader& reader,
+                const ActivationSource& reader,
                 std::int64_t training_rows,
-                std::int64_t steps) {
+                std::int64_t steps,
+                const std::optional<StreamPlan>& stream) {
   const std::int64_t free = free_bytes(config.output), memory = available_memory_bytes();
   Json plan;
   plan["dictionaries"] = sizes.dictionaries;
@@ -495,6 +518,11 @@ void print_plan(const Config& config,
   const bool fits = (free < 0 || planned.disk_most_bytes() <= static_cast<double>(free)) &&
                     fits_memory(planned.most_bytes());
   plan["fits"] = fits;
+  if (stream) {
+    plan["model_tokens"] = stream->tokens;
+    plan["model_seconds"] = stream->seconds;
+    plan["token_ids_bytes"] = stream->disk_bytes;
+  }
   if (config.json) {
     std::cout << json_text(plan);
     return;
@@ -512,6 +540,10 @@ void print_plan(const Config& config,
             << format_count(plan["training_vectors_per_dictionary"]) << " vectors each ("
             << value_text(std::round(plan["passes_over_data"].get<double>() * 100) / 100)
             << " passes), " << steps << " steps of " << train.batch_size << '\n';
+  if (stream)
+    std::cout << "  model     " << format_count(static_cast<double>(stream->tokens))
+              << " tokens in about " << format_duration(stream->seconds)
+              << ", beside training; nothing is dumped\n";
   for (const PlannedPhase& phase : planned.phases) {
     std::cout << "  " << (phase.name + "          ").substr(0, 10) << format_bytes(phase.bytes)
               << " of memory";
@@ -536,13 +568,15 @@ void print_plan(const Config& config,
             << '\n';
 }
 
+constexpr int kProbeSteps = 3;
+
 /// Seconds of one step, the first (which warms up) not counted.
 double probe_step_seconds(Trainer& trainer) {
   struct Probe : TrainObserver {
     int steps = 0;
     Clock::time_point first, last;
     void on_step(const TrainStep&) override { (steps++ == 0 ? first : last) = Clock::now(); }
-    bool wants_stop() override { return steps == 3; }
+    bool wants_stop() override { return steps == kProbeSteps; }
   } probe;
   trainer.run(probe);
   return probe.steps < 2
@@ -558,7 +592,7 @@ double seconds_since(Clock::time_point begin) {
 void probe_results(const Config& config,
                    const TrainConfig& train,
                    const DictionarySet& all,
-                   ActivationReader& reader,
+                   ActivationSource& reader,
                    std::int64_t training_rows,
                    Validation validation,
                    TrainPlan& plan) {
@@ -578,6 +612,19 @@ void probe_results(const Config& config,
     codes.bytes_per_token = 0;
     rates = kNumRates;
   }
+  // A model is not asked for rows while the clock runs: it gives those of all dictionaries at once.
+  const std::vector<TrainTarget> target = {{first.layer, first.kind, first.head}};
+  std::vector<ActivationSource::Rows> rows =
+      hold_code_rows(reader, training_rows, codes, train, target);
+  validation.reader->hold({{validation.first_row, validation.num_rows}},
+                          {{first.layer, first.kind}});
+  std::vector<float> unused;
+  const auto read = [&](ActivationSource& source, const ActivationSource::Rows& some) {
+    unused.resize(static_cast<std::size_t>(some.count * first.dim));
+    source.read(first.layer, first.kind, some.first, some.count, unused.data());
+  };
+  for (const ActivationSource::Rows& some : rows) read(reader, some);
+  read(*validation.reader, {validation.first_row, validation.num_rows});
   auto begin = Clock::now();
   fit_formats(one, reader, training_rows, codes, train);
   plan.phases[2].seconds = seconds_since(begin) * places * rates;
@@ -586,7 +633,7 @@ void probe_results(const Config& config,
   plan.phases[3].seconds = seconds_since(begin) * places;
 }
 
-Json run_record(const Config& config, const std::string& command, const ActivationReader& reader) {
+Json run_record(const Config& config, const std::string& command, const ActivationSource& reader) {
   Json run;
   run["program"] = std::string("lexico-train ") + lexico_version();
   run["command"] = command;
@@ -617,7 +664,7 @@ std::map<std::string, std::string> provenance(const Config& config,
           {"rope", info.rope},
           {"model_sha256", info.model_sha256},
           {"corpora", corpora},
-          {"data", config.data},
+          {"data", config.data.empty() ? config.stream.model : config.data},
           {"recipe", train.recipe},
           {"num_atoms", std::to_string(train.num_atoms)},
           {"sparsity", std::to_string(train.sparsity)},
@@ -682,34 +729,25 @@ struct Job {
   const std::vector<Option>& options;
   const Ranks& ranks;
   Parts& parts;
-  ActivationReader& reader;
-  const TrainingFrame& frame;
+  ActivationSource& reader;
+  Stream* stream;  ///< null: the data is a dump
   std::int64_t training_rows;
   Validation validation;
 
   int num_dictionaries() const { return static_cast<int>(parts.all_targets().size()); }
 };
 
-std::size_t num_sources(const std::vector<TrainTarget>& targets) {
-  std::set<std::pair<int, Kind>> sources;
-  for (const TrainTarget& target : targets) {
-    sources.insert({target.layer, target.kind});
-    for (int layer : target.more_layers) sources.insert({layer, target.kind});
-  }
-  return sources.size();
+/// One part's vectors, in the order that all parts have. @param steps  of the run; 0: not known.
+std::unique_ptr<ActivationSampler> sampler_of(const Job& job, int part, std::int64_t steps) {
+  return std::make_unique<ActivationSampler>(job.reader,
+                                             job.parts.targets(part),
+                                             job.training_rows,
+                                             job.config.train.seed,
+                                             static_cast<std::size_t>(job.config.pool_mib) << 20,
+                                             steps * job.config.train.resolved().batch_size);
 }
-
-/// One part's vectors, in the order that all parts have: its pool is its share of the memory.
 std::unique_ptr<ActivationSampler> sampler_of(const Job& job, int part) {
-  const std::vector<TrainTarget> targets = job.parts.targets(part);
-  const std::size_t bytes = static_cast<std::size_t>(job.config.pool_mib) << 20;
-  return std::make_unique<ActivationSampler>(
-      job.reader,
-      targets,
-      job.training_rows,
-      job.config.train.seed,
-      bytes * num_sources(targets) / num_sources(job.parts.all_targets()),
-      job.frame);
+  return sampler_of(job, part, job.config.train.resolved().num_steps());
 }
 
 std::map<std::string, std::string> fingerprint_of(const Job& job,
@@ -735,8 +773,8 @@ TrainSizes sizes_of(const Job& job,
                    sampler.pool_rows(),
                    job.validation.num_rows,
                    job.config.resume,
-                   info.key_stage == KeyStage::kPostRope && job.frame.transforms.empty() &&
-                       train.dictionaries != "head"};
+                   info.key_stage == KeyStage::kPostRope && train.mean != "head" &&
+                       train.scale == "none" && train.dictionaries != "head"};
   for (const TrainTarget& target : targets)
     sizes.stored += 1 + static_cast<std::int64_t>(target.more_layers.size());
   return sizes;
@@ -760,6 +798,24 @@ TrainPlan plan_part(const Job& job,
   return plan;
 }
 
+/// What a model adds to a plan: its tokens, and what it takes for them. Nothing where there is
+/// none.
+std::optional<StreamPlan> plan_stream(const Job& job,
+                                      const ActivationSampler& sampler,
+                                      TrainPlan& plan) {
+  if (job.stream == nullptr) return {};
+  const std::int64_t load = sampler.rows_to_load() > 0 ? sampler.rows_to_load() : job.training_rows,
+                     held_out = job.reader.num_rows() - job.training_rows;
+  const StreamPlan own = job.stream->plan((load + held_out) / job.reader.info().kv_heads,
+                                          held_out + job.config.codes.code_vectors);
+  for (std::size_t phase = 1; phase < plan.phases.size(); ++phase)
+    plan.phases[phase].bytes += own.memory_bytes;
+  plan.phases[1].seconds =
+      job.stream->seconds_with_training(own, plan.phases[1].seconds, job.config.train.device);
+  plan.beside_checkpoints += own.disk_bytes;
+  return own;
+}
+
 /// What learns one part.
 struct PartTraining {
   std::unique_ptr<ActivationSampler> sampler;
@@ -774,6 +830,11 @@ struct PartTraining {
     const std::int64_t steps = job.config.train.resolved().num_steps();
     before = plan_part(job, part, *sampler, resident, steps > 0 ? steps : 500);
     if (job.config.dry_run && !fits_memory(before.most_bytes())) return;
+    if (job.config.dry_run && job.stream != nullptr)
+      // A few steps show how fast it goes: no more than they take is asked of the model.
+      sampler = sampler_of(job, part, kProbeSteps + 1);
+    else
+      sampler->fit_frame(job.config.train);
     if (!job.config.dry_run) {
       require_memory(before.most_bytes(), "lower num_atoms, batch_size or pool_mib (--dry-run)");
       if (!job.config.resume && job.ranks.leads())  // what is there already counts
@@ -824,9 +885,11 @@ Learned train_part(
   bool finished = false;
   try {
     finished = trainer.run(observer);
+  } catch (const Interrupted&) {
+    // While it waited for the model: what was learned so far is saved below.
   } catch (const Diverged& e) {
     observer.flush();
-    DictionarySet best = learned_dictionaries(trainer, targets, job.frame, info);
+    DictionarySet best = learned_dictionaries(trainer, targets, training.sampler->frame(), info);
     best.metadata = provenance(config, trainer.config(), info, job.options);
     best.metadata["diverged"] = e.what();
     write_dictionaries(best, folder.file("dictionary.safetensors"));
@@ -840,7 +903,7 @@ Learned train_part(
     throw Interrupted("stopped at step " + std::to_string(trainer.step()) + " of " +
                       std::to_string(resolved.num_steps()) +
                       "; the same command with --resume goes on from there");
-  return {learned_dictionaries(trainer, targets, job.frame, info),
+  return {learned_dictionaries(trainer, targets, training.sampler->frame(), info),
           trainer.unused_atoms(),
           trainer.step(),
           resolved.vectors,
@@ -891,6 +954,18 @@ std::optional<Learned> train_parts(const Job& job, std::unique_ptr<PartTraining>
   return merged(std::move(learned));
 }
 
+/// The dump; or nothing, and the stream from the model in its place.
+std::unique_ptr<ActivationSource> open_source(const Config& config,
+                                              std::unique_ptr<Stream>& stream) {
+  if (!config.stream.asked_for()) return std::make_unique<ActivationReader>(config.data);
+  // As the default dump stores them, unless both programs were told to take another stage.
+  const KeyStage stored =
+      config.key_stage == "auto" ? KeyStage::kPostRope : key_stage_from(config.key_stage);
+  stream = std::make_unique<Stream>(
+      config.stream, stored, config.train.seed, config.train.threads, config.output);
+  return nullptr;
+}
+
 int train(const Config& config,
           const std::vector<Option>& all_options,
           const std::string& command) {
@@ -900,7 +975,9 @@ int train(const Config& config,
   if (!ranks.leads()) speak_as_rank(ranks.rank, ranks.size);
   take_own_gpu(ranks, config.train.device);
   if (config.dry_run && !ranks.leads()) return 0;
-  ActivationReader reader(config.data);
+  std::unique_ptr<Stream> stream;
+  const std::unique_ptr<ActivationSource> source = open_source(config, stream);
+  ActivationSource& reader = stream ? stream->rows() : *source;
   choose_key_stage(reader, config);
   const ActivationInfo& info = reader.info();
   const std::vector<TrainTarget> targets = targets_of(config, info);
@@ -923,7 +1000,7 @@ int train(const Config& config,
     validation.first_row = training_rows;
   }
   if (training_rows < 1 || validation.num_rows < 1)
-    throw IoError(config.data + ": " + std::to_string(reader.num_rows()) +
+    throw IoError(reader.files().back() + ": " + std::to_string(reader.num_rows()) +
                   " vectors a layer are too few to train on");
   if (training_rows < config.train.num_atoms && ranks.leads())
     log_warning("only " + std::to_string(training_rows) + " vectors for " +
@@ -940,8 +1017,7 @@ int train(const Config& config,
     num_parts = std::stoi(alive.emplace(config.output, ranks).wait_for_word(config.rank_timeout));
   }
   Parts parts(config.output, targets, num_parts);
-  const TrainingFrame frame = fit_frame(reader, targets, training_rows, config.train);
-  const Job job{config, options, ranks, parts, reader, frame, training_rows, validation};
+  const Job job{config, options, ranks, parts, reader, stream.get(), training_rows, validation};
   std::unique_ptr<PartTraining> first;
   if (ranks.leads()) first = std::make_unique<PartTraining>(job, 0);
   if (config.dry_run && !first->trainer) {
@@ -953,7 +1029,8 @@ int train(const Config& config,
                first->before,
                reader,
                training_rows,
-               sizes.train.num_steps());
+               sizes.train.num_steps(),
+               {});
     return 0;
   }
   if (config.dry_run) {
@@ -963,23 +1040,27 @@ int train(const Config& config,
     const std::int64_t steps = train.minutes > 0
                                    ? static_cast<std::int64_t>(60 * train.minutes / step)
                                    : train.num_steps();
-    TrainPlan planned = plan_part(job, 0, *first->sampler, first->resident, steps);
+    const std::unique_ptr<ActivationSampler> sampler = sampler_of(job, 0);
+    TrainPlan planned = plan_part(job, 0, *sampler, first->resident, steps);
     planned.phases[0].seconds = reading;
     planned.phases[1].seconds = step * static_cast<double>(steps);
     planned.one_checkpoint = planned.phases[1].seconds < config.checkpoint_seconds;
-    const DictionarySet own = learned_dictionaries(trainer, parts.targets(0), frame, info);
+    const std::optional<StreamPlan> of_stream = plan_stream(job, *sampler, planned);
+    const DictionarySet own =
+        learned_dictionaries(trainer, parts.targets(0), first->sampler->frame(), info);
     probe_results(config, train, own, reader, training_rows, validation, planned);
     for (const std::size_t phase : {2, 3})  // of all parts
       planned.phases[phase].seconds *=
           static_cast<double>(targets.size()) / static_cast<double>(parts.targets(0).size());
     print_plan(config,
                train,
-               sizes_of(job, targets, *first->sampler),
+               sizes_of(job, targets, *sampler),
                num_parts,
                planned,
                reader,
                training_rows,
-               steps);
+               steps,
+               of_stream);
     return 0;
   }
   if (!ranks.leads()) {
@@ -1001,6 +1082,7 @@ int train(const Config& config,
     write_file(folder.file("run.json"), json_text(run));
   };
   if (is_new) record();
+  hold_code_rows(reader, training_rows, config.codes, config.train.resolved(), targets);
   alive.emplace(config.output, ranks).say(std::to_string(num_parts));
   if (ranks.size > num_parts)
     log_info("the run has " + std::to_string(num_parts) + (num_parts == 1 ? " part" : " parts") +
@@ -1073,11 +1155,12 @@ int run(int argc, char** argv) {
   const ProgramInfo program{
       "lexico-train",
       "Learns sparse-coding dictionaries for the keys and values of a model's layers, from vectors "
-      "that lexico-extract dumped.",
+      "that lexico-extract dumped, or from the running model.",
       "Examples:\n"
       "  lexico-train --data activations/ --output runs/first --num-atoms 1024 --sparsity 8\n"
       "  lexico-train -c configs/published.yaml --data activations/ --output runs/published\n"
       "  lexico-train --data activations/ --output runs/first --resume\n"
+      "  lexico-train --model llama.pt --text train.txt --max-vectors 2e6 --output runs/no_dump\n"
       "Exit codes: 0 done, 2 usage, 3 input that does not fit, 4 no space or memory, 75 "
       "interrupted (go on with --resume).",
       "",

@@ -357,5 +357,76 @@ TEST_F(TextSource, DamagedSafetensorsAreRefused) {
       "tensor \"x\": token id 72057594037927936 at index 0 is not in [0, 100)");
 }
 
+TEST(PackText, PiecesOfALargeTextGiveTheIdsOfTheWhole) {
+  const TemporaryFolder folder;
+  std::string text = "\xEF\xBB\xBF \n\n";  // a byte order mark, then white space first
+  while (text.size() < 400'000)
+    text += test::contents(fixture("text.txt")) + " = Title = \n \n The  end \n\n\n\ta line\r\n";
+  for (const char* name : {"gpt2.json", "llama3.json", "qwen2.json"}) {
+    const Tokenizer tokenizer = Tokenizer::from_file(fixture(name));
+    const TextSpec spec = TextSpec::from(test::write(folder, "long.txt", text));
+    const PackOptions options{.sequence_length = 50, .bos = Bos::kAlways, .bos_id = 0};
+    const PackedText whole = read_packed(spec, &tokenizer, options, 0);
+    Ids ids, documents;
+    std::size_t most = 0;
+    pack_text(
+        spec,
+        &tokenizer,
+        options,
+        0,
+        [&](const Ids& some, const Ids& their) {
+          most = std::max(most, some.size());
+          ids.insert(ids.end(), some.begin(), some.end());
+          documents.insert(documents.end(), their.begin(), their.end());
+        },
+        30'000);
+    EXPECT_EQ(ids, whole.ids) << name;
+    EXPECT_EQ(documents, whole.documents);
+    EXPECT_LT(most, whole.ids.size() / 5) << name;
+    // Without BOS the ids are those of the text in one go.
+    EXPECT_EQ(read_packed(spec, &tokenizer, kNoBos, 0).ids,
+              tokenizer.encode(std::string_view(text).substr(3)));
+  }
+}
+
+TEST(PackText, LinesAndTokenIdsMayBeCutAnywhere) {
+  const TemporaryFolder folder;
+  const Tokenizer tokenizer = Tokenizer::from_file(fixture("gpt2.json"));
+  std::string lines;
+  for (int i = 0; i < 200; ++i)
+    lines += "{\"text\": \"document " + std::to_string(i * i) + "\"}" + (i < 199 ? "\n" : "");
+  Ids numbers(3'000'000);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<std::int32_t>(i % 777);
+  const TextSpec jsonl = TextSpec::from(test::write(folder, "a.jsonl", lines)),
+                 bin = token_ids(test::write(folder, "a.bin", bytes_of(numbers)));
+  const PackOptions options{.sequence_length = 10, .bos = Bos::kDocument, .bos_id = 0};
+  for (const TextSpec& spec : {jsonl, bin}) {
+    const PackedText whole = read_packed(spec, &tokenizer, options, 0);
+    for (std::size_t piece : {7u, 64u, 5000u}) {
+      Ids ids, documents;
+      EXPECT_EQ(pack_text(
+                    spec,
+                    &tokenizer,
+                    options,
+                    0,
+                    [&](const Ids& some, const Ids& their) {
+                      ids.insert(ids.end(), some.begin(), some.end());
+                      documents.insert(documents.end(), their.begin(), their.end());
+                    },
+                    piece),
+                whole.num_documents);
+      EXPECT_EQ(ids, whole.ids);
+      EXPECT_EQ(documents, whole.documents);
+    }
+  }
+  EXPECT_EQ(read_packed(bin, nullptr, kNoBos, 0).ids, numbers);
+  numbers[2'999'999] = -1;
+  EXPECT_HAS(message_of<IoError>([&] {
+               read_packed(
+                   token_ids(test::write(folder, "a.bin", bytes_of(numbers))), nullptr, kNoBos, 0);
+             }),
+             "token id -1 at index 2999999");
+}
+
 }  // namespace
 }  // namespace lexico

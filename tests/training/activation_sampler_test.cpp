@@ -132,8 +132,10 @@ TEST_P(Sampler, SeedDecidesTheOrderAndMemoryIsBounded) {
   a.next(100, x.data());
   b.next(100, y.data());
   EXPECT_NE(x, y);
-  EXPECT_LE(sampler(1, 100'000).pool_bytes(), 131'072u);  // at least one chunk
-  EXPECT_GT(sampler(1, 1 << 30).pool_bytes(), 100'000u);
+  // Two of the four datasets: half of what a pool of all layers may take, but two chunks at least.
+  const std::size_t row_bytes = 2 * kDim * (GetParam() ? 2 : 4);
+  EXPECT_EQ(sampler(1, 1000).pool_bytes(), 2 * 2048 * row_bytes);
+  EXPECT_EQ(sampler(1, 100'000'000).pool_bytes(), kUsed * row_bytes);  // no more than there is
 }
 
 TEST_P(Sampler, WhatDoesNotFitTheFileIsRefused) {
@@ -183,17 +185,18 @@ TEST_P(Sampler, GroupsOfLayersTakeTurns) {
 }
 
 TEST_P(Sampler, FramesAreFittedAndAppliedAlikeEveryTime) {
+  const std::vector<TrainTarget> targets = {{1, Kind::kKeys}, {0, Kind::kValues}};
+  const auto make = [&] { return ActivationSampler(*reader_, targets, kUsed, 1, 400'000); };
+  ActivationSampler plain = make(), framed = make(), again = make();
   TrainConfig config;
-  EXPECT_TRUE(fit_frame(*reader_, {{1, Kind::kKeys}}, kUsed, config).changes_nothing());  // auto
+  EXPECT_TRUE(plain.fit_frame(config).changes_nothing());  // auto
   config.mean = "head";
   config.scale = "unit";
-  const std::vector<TrainTarget> targets = {{1, Kind::kKeys}, {0, Kind::kValues}};
-  const TrainingFrame frame = fit_frame(*reader_, targets, kUsed, config),
-                      again = fit_frame(*reader_, targets, kUsed, config);
+  const TrainingFrame frame = framed.fit_frame(config);
   const Transform transform = frame.of(1, Kind::kKeys);
-  EXPECT_EQ(transform.mean, again.of(1, Kind::kKeys).mean);
+  EXPECT_EQ(transform.mean, again.fit_frame(config).of(1, Kind::kKeys).mean);
   EXPECT_TRUE(transform.unit_scale);
-  // Of the numbers that say where a row stands; a sample, so roughly.
+  // Of the numbers that say where a row stands.
   EXPECT_NEAR(transform.mean[0], 4, 0.5);
   EXPECT_NEAR(transform.mean[1], 499, 25);
   EXPECT_EQ(transform.mean[2], 1.0f);
@@ -202,33 +205,54 @@ TEST_P(Sampler, FramesAreFittedAndAppliedAlikeEveryTime) {
   EXPECT_EQ(second.mean, std::vector<float>(transform.mean.begin() + kDim, transform.mean.end()));
   EXPECT_TRUE(frame.of(0, Kind::kKeys).is_identity());
 
-  ActivationSampler plain(*reader_, targets, kUsed, 1, 200'000),
-      framed(*reader_, targets, kUsed, 1, 200'000, frame);
   std::vector<float> a(2 * 50 * kDim), b(a.size());
   plain.seek(100);
   framed.seek(100);
   plain.next(50, a.data());
   framed.next(50, b.data());
-  // Pools differ in size, so rows may; each is checked by what it must be.
-  double length = 0;
-  for (int d = 0; d < kDim; ++d)
-    length += static_cast<double>(b[static_cast<std::size_t>(d)]) * b[static_cast<std::size_t>(d)];
-  EXPECT_NEAR(length, 1, 1e-5);
-  EXPECT_EQ(b[2], 0.0f);  // the layer, which is its mean
+  for (std::size_t i = 0; i < 100; ++i) {
+    const float *x = a.data() + i * kDim, *z = b.data() + i * kDim;
+    const Kind kind = i < 50 ? Kind::kKeys : Kind::kValues;
+    const int layer = i < 50 ? 1 : 0, row = static_cast<int>(rows_of(x, 1)[0]);
+    std::vector<float> want(x, x + kDim);
+    frame.of(layer, kind).forward(want.data(), 1, kDim, row % kHeads);
+    double energy = 0;
+    for (float value : want) energy += static_cast<double>(value) * value;
+    for (int d = 0; d < kDim; ++d)
+      EXPECT_NEAR(z[d], want[static_cast<std::size_t>(d)] / std::sqrt(energy), 1e-5) << i;
+  }
 }
 
 TEST_P(Sampler, FramesThatTheDataCannotGiveAreRefused) {
-  const std::vector<TrainTarget> targets = {{1, Kind::kKeys}};
   TrainConfig config;
   config.metric = "queries";
-  const auto message = [&] {
-    return test::message_of<InvalidArgument>([&] { fit_frame(*reader_, targets, kUsed, config); });
+  const auto message = [&](Kind kind) {
+    return test::message_of<InvalidArgument>([&] {
+      ActivationSampler(*reader_, {{1, kind}}, kUsed, 1, 1000).fit_frame(config);
+    });
   };
-  EXPECT_NE(message().find("needs pre_rope keys"), std::string::npos);
+  EXPECT_NE(message(Kind::kKeys).find("needs pre_rope keys"), std::string::npos);
   config.metric = "none";
   config.position_offsets = 100;
-  EXPECT_NE(message().find("need the model's rotation"), std::string::npos);
-  EXPECT_TRUE(fit_frame(*reader_, {{0, Kind::kValues}}, kUsed, config).changes_nothing());
+  EXPECT_NE(message(Kind::kKeys).find("need the model's rotation"), std::string::npos);
+  ActivationSampler values(*reader_, {{0, Kind::kValues}}, kUsed, 1, 1000);
+  EXPECT_TRUE(values.fit_frame(config).changes_nothing());
+}
+
+TEST_P(Sampler, WhatARunTakesDecidesWhatIsLoadedAndTakingMoreIsNoError) {
+  const auto make = [&](std::int64_t vectors) {
+    return ActivationSampler(*reader_, {{1, Kind::kKeys}}, kUsed, 1, 1'000'000, vectors);
+  };
+  EXPECT_EQ(make(0).rows_to_load(), 0);
+  EXPECT_EQ(make(2000).rows_to_load(), 2048);
+  EXPECT_EQ(make(3 * kUsed).rows_to_load(), kUsed);  // held in memory from the first epoch on
+  ActivationSampler s = make(1000);
+  std::vector<float> batch(2 * kUsed * kDim);
+  s.next(2 * kUsed, batch.data());
+  for (int epoch : {0, 1}) {
+    const auto rows = rows_of(batch.data() + epoch * kUsed * kDim, kUsed);
+    EXPECT_EQ(std::set(rows.begin(), rows.end()).size(), static_cast<std::size_t>(kUsed));
+  }
 }
 
 TEST(TrainingFrame, PositionOffsetsTurnKeysAndKeepTheirLength) {
@@ -242,9 +266,9 @@ TEST(TrainingFrame, PositionOffsetsTurnKeysAndKeepTheirLength) {
   TrainConfig config;
   config.position_offsets = 1000;
   const std::vector<TrainTarget> targets = {{1, Kind::kKeys}, {1, Kind::kValues}};
-  ActivationSampler moved(
-      reader, targets, 1000, 1, 1 << 20, fit_frame(reader, targets, 1000, config)),
+  ActivationSampler moved(reader, targets, 1000, 1, 1 << 20),
       still(reader, targets, 1000, 1, 1 << 20);
+  moved.fit_frame(config);
   std::vector<float> a(2 * 1000 * kDim), b(a.size());
   moved.next(1000, a.data());
   still.next(1000, b.data());

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -52,6 +54,11 @@ struct PackedText {
   }
 };
 
+/// Tokens on their way into sequences: their ids, and the running number of the document each is
+/// from.
+using TakeTokens = std::function<void(const std::vector<std::int32_t>& ids,
+                                      const std::vector<std::int32_t>& documents)>;
+
 /// Reads a .jsonl or .ndjson file (one document a line, the string under `field`; blank lines are
 /// skipped), token ids
 /// (.bin: int32 little-endian, one document; .safetensors: every tensor is a document, 1-d and of
@@ -67,6 +74,17 @@ struct PackedText {
 ///         is read as Tokenizer::encode says.
 /// @throws InvalidArgument if there is no tokenizer for a text, or sequence_length or bos_id do not
 /// fit `bos`.
+/// The tokens are handed over a piece at a time: a large text is never in memory as a whole
+/// (but a document of a .jsonl file is, and a text whose tokenizer joins words over ends of lines).
+/// @returns the number of documents.
+std::int64_t pack_text(const TextSpec& spec,
+                       const Tokenizer* tokenizer,
+                       const PackOptions& options,
+                       int vocab,
+                       const TakeTokens& take,
+                       std::size_t piece_bytes = 1 << 20);
+
+/// The same in memory.
 PackedText read_packed(const TextSpec& spec,
                        const Tokenizer* tokenizer,
                        const PackOptions& options,

@@ -33,6 +33,8 @@ class VectorStream {
   virtual void next(std::int64_t count, float* out) = 0;
   /// Continues as if `vectors` of each dictionary had been taken from the start.
   virtual void seek(std::int64_t vectors) = 0;
+  /// Reads nothing ahead any more, until `next`: what the stream reads from is the caller's again.
+  virtual void pause() {}
   /// What decides the vectors, as text: a checkpoint belongs to streams of equal identity.
   virtual std::string identity() const { return {}; }
 };

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -25,8 +26,21 @@ struct Transform {
   void backward(float* vectors, std::int64_t rows, int dim, int first_head = 0) const;
 };
 
-/// The mean of each head over the finite ones of `rows` vectors [rows, dim], row r of head r %
-/// heads; computed in double. Heads without a finite vector get zero.
+/// The mean of each head over the finite ones of all vectors added; computed in double. Heads
+/// without a finite vector get zero.
+class HeadMeans {
+ public:
+  HeadMeans(int dim, int heads);
+  /// [rows, dim], row r of head r % heads.
+  void add(const float* vectors, std::int64_t rows);
+  std::vector<float> means() const;  ///< [heads, dim]
+
+ private:
+  std::size_t dim_;
+  std::vector<double> sums_;
+  std::vector<std::int64_t> counts_;
+};
+/// The same over one array.
 std::vector<float> head_means(const float* vectors, std::int64_t rows, int dim, int heads);
 
 /// W = (C_h / tr(C_h) * dim + share * I)^(1/2) and its inverse, for a metric C_h (symmetric, at

@@ -2,6 +2,7 @@
 #include "lexico/transform.h"
 
 #include <Eigen/Dense>
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -58,22 +59,34 @@ void Transform::backward(float* vectors, std::int64_t rows, int dim, int first_h
   });
 }
 
-std::vector<float> head_means(const float* vectors, std::int64_t rows, int dim, int heads) {
+HeadMeans::HeadMeans(int dim, int heads)
+    : dim_(static_cast<std::size_t>(dim)),
+      sums_(dim_ * static_cast<std::size_t>(heads)),
+      counts_(static_cast<std::size_t>(heads)) {}
+
+void HeadMeans::add(const float* vectors, std::int64_t rows) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float* x = vectors + row * static_cast<std::int64_t>(dim_);
+    if (!std::all_of(x, x + dim_, [](float value) { return std::isfinite(value); })) continue;
+    const std::size_t head = static_cast<std::size_t>(row) % counts_.size();
+    for (std::size_t d = 0; d < dim_; ++d) sums_[head * dim_ + d] += static_cast<double>(x[d]);
+    ++counts_[head];
+  }
+}
+
+std::vector<float> HeadMeans::means() const {
   std::vector<float> means;
-  for (int head = 0; head < heads; ++head) {
-    Eigen::VectorXd sum = Eigen::VectorXd::Zero(dim);
-    double count = 0;
-    for (std::int64_t row = head; row < rows; row += heads) {
-      const Eigen::VectorXd x =
-          Eigen::Map<const Eigen::VectorXf>(vectors + row * dim, dim).cast<double>();
-      if (!x.allFinite()) continue;
-      sum += x;
-      ++count;
-    }
-    for (int d = 0; d < dim; ++d)
-      means.push_back(static_cast<float>(count > 0 ? sum[d] / count : 0.0));
+  for (std::size_t i = 0; i < sums_.size(); ++i) {
+    const auto count = static_cast<double>(counts_[i / dim_]);
+    means.push_back(static_cast<float>(count > 0 ? sums_[i] / count : 0.0));
   }
   return means;
+}
+
+std::vector<float> head_means(const float* vectors, std::int64_t rows, int dim, int heads) {
+  HeadMeans sums(dim, heads);
+  sums.add(vectors, rows);
+  return sums.means();
 }
 
 void set_metric(

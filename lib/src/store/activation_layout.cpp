@@ -32,6 +32,8 @@ void write_info(hid_t file, const ActivationInfo& info) {
   write_attribute(file, "num_tokens", info.num_tokens);
   write_attribute(file, "num_vectors", info.num_tokens * info.kv_heads);
   write_attribute(file, "sequence_length", std::int64_t{info.sequence_length});
+  if (info.batch_sequences > 0)
+    write_attribute(file, "batch_sequences", std::int64_t{info.batch_sequences});
   write_attribute(file, "bos", info.bos);
   write_attribute(file, "seed", info.seed);
   write_attribute(file, "version", info.version);
@@ -99,6 +101,7 @@ ActivationInfo read_info(hid_t file) {
   info.corpus_documents =
       read_integers(file, "corpus_documents").value_or(std::vector<std::int64_t>{});
   info.sequence_length = optional_int(file, "sequence_length", 0);
+  info.batch_sequences = optional_int(file, "batch_sequences", 0);
   info.bos = read_text(file, "bos").value_or("");
   info.seed = static_cast<std::uint64_t>(read_integer(file, "seed").value_or(0));
   info.version = read_text(file, "version").value_or("");

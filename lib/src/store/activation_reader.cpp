@@ -18,7 +18,6 @@
 #include "heap_check.h"
 #include "lexico/activations.h"
 #include "lexico/error.h"
-#include "lexico/rope.h"
 
 namespace lexico {
 namespace {
@@ -177,6 +176,7 @@ auto with_name(const std::string& path, const Body& body) {
 struct ActivationReader::Impl {
   struct Shard {
     std::int64_t first_token = 0, num_tokens = 0;
+    int batch_sequences = 0;
   };
   struct OpenShard {
     Handle file;
@@ -186,12 +186,9 @@ struct ActivationReader::Impl {
 
   ActivationInfo info;
   std::vector<std::string> files;
-  KeyStage stored_stage = KeyStage::kPostRope;
   void read_stored(int layer, Kind kind, std::int64_t first, std::int64_t count, float* out);
   void read_stored_half(
       int layer, Kind kind, std::int64_t first, std::int64_t count, std::uint16_t* out);
-  Rope rope;
-  std::vector<std::int32_t> positions;
   std::vector<Shard> shards;
   std::map<std::size_t, OpenShard> open;
   std::uint64_t clock = 0;
@@ -365,11 +362,11 @@ ActivationReader::ActivationReader(const std::string& file_folder_or_glob)
       if (std::find(self.info.corpora.begin(), self.info.corpora.end(), name) ==
           self.info.corpora.end())
         self.info.corpora.push_back(name);
-    self.shards.push_back({tokens, own.num_tokens});
+    self.shards.push_back({tokens, own.num_tokens, own.batch_sequences});
     tokens += own.num_tokens;
   }
   self.info.num_tokens = tokens;
-  self.stored_stage = self.info.key_stage;
+  describe(self.info, self.files);
   if (std::filesystem::is_directory(file_folder_or_glob))
     self.check_whole(file_folder_or_glob, infos);
 }
@@ -378,52 +375,48 @@ ActivationReader::~ActivationReader() = default;
 ActivationReader::ActivationReader(ActivationReader&&) noexcept = default;
 ActivationReader& ActivationReader::operator=(ActivationReader&&) noexcept = default;
 
-const ActivationInfo& ActivationReader::info() const { return impl_->info; }
-const std::vector<std::string>& ActivationReader::files() const { return impl_->files; }
-std::int64_t ActivationReader::num_rows() const {
-  return impl_->info.num_tokens * impl_->info.kv_heads;
-}
-bool ActivationReader::is_half() const { return impl_->info.half; }
-
-KeyStage ActivationReader::stored_key_stage() const { return impl_->stored_stage; }
-
-void ActivationReader::set_key_stage(KeyStage stage) {
-  Impl& self = *impl_;
-  if (stage == self.info.key_stage) return;
-  const std::string& file = self.files.front();
-  if (self.info.rope.empty())
-    throw IoError(file + ": holds " + name_of(self.stored_stage) +
-                  " keys and no attribute 'rope' to take them to " + name_of(stage) +
-                  "; dump them again");
-  self.rope =
-      Rope::parse(self.info.rope, file + ": rope: ", self.info.head_dim, self.info.num_layers);
-  std::int32_t position = 0;
-  if (self.rope.rotates() && self.info.num_tokens > 0)
-    read_tokens(0, 1, nullptr, &position, nullptr);
-  self.info.key_stage = stage;
-}
-
-void ActivationReader::read(
+void ActivationReader::read_stored(
     int layer, Kind kind, std::int64_t first, std::int64_t count, float* out) {
   impl_->read_stored(layer, kind, first, count, out);
-  if (kind == Kind::kKeys && impl_->info.key_stage != impl_->stored_stage)
-    rotate(layer, first, count, out);
 }
 
-void ActivationReader::rotate(int layer, std::int64_t first, std::int64_t count, float* rows) {
-  Impl& self = *impl_;
-  if (!self.rope.rotates() || count <= 0) return;
-  const std::int64_t heads = self.info.kv_heads, first_token = first / heads,
-                     last_token = (first + count - 1) / heads;
-  std::vector<std::int32_t> of_tokens(static_cast<std::size_t>(last_token - first_token + 1));
-  read_tokens(first_token, last_token - first_token + 1, nullptr, of_tokens.data(), nullptr);
-  self.positions.clear();
-  for (std::int64_t row = first; row < first + count; ++row)
-    self.positions.push_back(of_tokens[static_cast<std::size_t>(row / heads - first_token)]);
-  if (self.info.key_stage == KeyStage::kPreRope)
-    self.rope.undo(layer, rows, self.info.head_dim, self.positions.data(), count);
-  else
-    self.rope.apply(layer, rows, self.info.head_dim, self.positions.data(), count);
+void ActivationReader::read_stored_half(
+    int layer, Kind kind, std::int64_t first, std::int64_t count, std::uint16_t* out) {
+  impl_->check_layer(layer);
+  impl_->read_stored_half(layer, kind, first, count, out);
+}
+
+void ActivationReader::read_positions(std::int64_t first_token,
+                                      std::int64_t count,
+                                      std::int32_t* out) {
+  read_tokens(first_token, count, nullptr, out, nullptr);
+}
+
+std::vector<std::int64_t> ActivationReader::batch_starts() {
+  constexpr std::int64_t kPiece = 1 << 18;
+  std::vector<std::int64_t> starts;
+  std::vector<std::int32_t> positions;
+  for (const Impl::Shard& shard : impl_->shards) {
+    if (shard.batch_sequences == 0) return {};
+    BatchRule rule(shard.batch_sequences);
+    std::int64_t sequence = shard.first_token;  // where the one in work starts
+    const auto end_sequence = [&](std::int64_t end) {
+      if (rule.starts_batch(end - sequence)) starts.push_back(sequence);
+      sequence = end;
+    };
+    const std::int64_t end = shard.first_token + shard.num_tokens;
+    for (std::int64_t first = shard.first_token; first < end; first += kPiece) {
+      positions.resize(static_cast<std::size_t>(std::min(kPiece, end - first)));
+      read_tokens(
+          first, static_cast<std::int64_t>(positions.size()), nullptr, positions.data(), nullptr);
+      for (std::size_t i = 0; i < positions.size(); ++i)
+        if (const auto at = first + static_cast<std::int64_t>(i);
+            positions[i] == 0 && at > sequence)
+          end_sequence(at);
+    }
+    if (end > sequence) end_sequence(end);
+  }
+  return starts;
 }
 
 void ActivationReader::Impl::read_stored(
@@ -450,21 +443,6 @@ void ActivationReader::Impl::read_stored(
                     static_cast<std::size_t>(rows) * dim,
                     out + static_cast<std::size_t>(done) * dim);
   }
-}
-
-void ActivationReader::read_half(
-    int layer, Kind kind, std::int64_t first, std::int64_t count, std::uint16_t* out) {
-  Impl& self = *impl_;
-  self.check_layer(layer);
-  if (!self.info.half)
-    detail::throw_invalid(self.files.front(), ": stores float32, read_half is for float16");
-  if (kind == Kind::kValues || self.info.key_stage == self.stored_stage || count <= 0) {
-    self.read_stored_half(layer, kind, first, count, out);
-    return;
-  }
-  std::vector<float> rows(static_cast<std::size_t>(count * self.info.head_dim));
-  read(layer, kind, first, count, rows.data());
-  store::to_half(rows.data(), rows.size(), out);
 }
 
 void ActivationReader::Impl::read_stored_half(

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "activation_layout.h"
+#include "bad_value.h"
 #include "check.h"
 #include "half.h"
 #include "hdf5_handles.h"
@@ -242,21 +243,6 @@ struct ActivationWriter::Impl {
     return fits;
   }
 
-  [[noreturn]] void throw_bad_value(
-      int layer, Kind kind, std::int64_t token, int head, const float* vector) const {
-    const float* bad = std::find_if(vector, vector + info.head_dim, [&](float value) {
-      return !(std::fabs(value) < (info.half ? 65520.0f : std::numeric_limits<float>::infinity()));
-    });
-    std::ostringstream text;
-    text << "the model's " << name_of(kind) << " of layer " << layer << ", token " << token
-         << " of " << path << ", head " << head << ", component " << bad - vector << ": " << *bad;
-    if (std::isfinite(*bad))
-      text << " is beyond float16's range of +-65504: store float32 instead (--dtype float32)";
-    else
-      text << " is not a finite number";
-    throw IoError(text.str());
-  }
-
   void append(const ActivationBatch& batch) {
     const std::int64_t count = batch.batch * batch.length;
     if (batch.batch < 0 || batch.length < 0 || tokens_written + count > info.num_tokens)
@@ -274,11 +260,14 @@ struct ActivationWriter::Impl {
             for (std::int64_t h = 0; h < heads; ++h) {
               const float* vector = all + ((b * heads + h) * batch.length + t) * dim;
               if (!append_vector(stream, vector))
-                throw_bad_value(layer,
-                                kind,
-                                tokens_written + b * batch.length + t,
-                                static_cast<int>(h),
-                                vector);
+                store::throw_bad_value(vector,
+                                       info.head_dim,
+                                       info.half,
+                                       layer,
+                                       kind,
+                                       tokens_written + b * batch.length + t,
+                                       static_cast<int>(h),
+                                       path);
             }
       }
     for (std::int64_t i = 0; i < count; ++i) {

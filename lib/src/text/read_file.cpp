@@ -12,40 +12,59 @@
 #include "text/unicode.h"
 
 namespace lexico::text {
-namespace {
 
-struct Descriptor {
-  int fd;
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-[[noreturn]] void fail(const std::string& path) {
-  throw IoError(path + ": cannot be read: " + std::strerror(errno));
+FileReader::FileReader(const std::string& path)
+    : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (fd_ < 0) fail();
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0) fail();
+  if (S_ISDIR(status.st_mode)) throw IoError(path + ": is a folder, not a file");
+  if (S_ISREG(status.st_mode)) size_ = status.st_size;
 }
 
-}  // namespace
+FileReader::~FileReader() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void FileReader::fail() const {
+  throw IoError(path_ + ": cannot be read: " + std::strerror(errno));
+}
+
+bool FileReader::append(std::string& bytes, std::size_t count) {
+  std::size_t have = bytes.size();
+  const std::size_t wanted = have + count;
+  bytes.resize(wanted);
+  while (have < wanted) {
+    const ssize_t got = ::read(fd_, bytes.data() + have, wanted - have);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail();
+    if (got == 0) break;
+    have += static_cast<std::size_t>(got);
+  }
+  bytes.resize(have);
+  return have == wanted;
+}
+
+std::string FileReader::read_at(std::int64_t offset, std::size_t count) const {
+  std::string bytes(count, '\0');
+  for (std::size_t have = 0; have < count;) {
+    const ssize_t got =
+        ::pread(fd_, bytes.data() + have, count - have, offset + static_cast<std::int64_t>(have));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail();
+    if (got == 0) throw IoError(path_ + ": became shorter while it was read");
+    have += static_cast<std::size_t>(got);
+  }
+  return bytes;
+}
 
 std::string read_file(const std::string& path) {
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  if (file.fd < 0) fail(path);
-  struct stat status {};
-  if (::fstat(file.fd, &status) != 0) fail(path);
-  if (S_ISDIR(status.st_mode)) throw IoError(path + ": is a folder, not a file");
+  FileReader file(path);
   std::string bytes;
   // One byte more than a regular file has shows its end without growing the buffer.
-  bytes.resize(S_ISREG(status.st_mode) ? static_cast<std::size_t>(status.st_size) + 1 : 65536);
-  std::size_t num_read = 0;
-  while (true) {
-    if (num_read == bytes.size()) bytes.resize(2 * bytes.size());
-    const ssize_t got = ::read(file.fd, bytes.data() + num_read, bytes.size() - num_read);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail(path);
-    if (got == 0) break;
-    num_read += static_cast<std::size_t>(got);
-  }
-  bytes.resize(num_read);
+  if (file.append(bytes, file.size() >= 0 ? static_cast<std::size_t>(file.size()) + 1 : 65536))
+    while (file.append(bytes, std::max<std::size_t>(bytes.size(), 65536))) {
+    }
   return bytes;
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "lexico/error.h"
 #include "lexico/tokenizer.h"
@@ -18,36 +19,37 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// Lays documents one after the other, with BOS where the options want it. In place: a large text's
-/// ids are there only once.
+/// Lays documents one after the other, with BOS where the options want it.
 class Packer {
  public:
-  explicit Packer(const PackOptions& options) : options_(options) {
-    out_.sequence_length = options.sequence_length;
+  Packer(const PackOptions& options, const TakeTokens& take) : options_(options), take_(take) {}
+
+  void begin_document() {
+    starts_document_ = true;
+    ids_before_ = 0;
   }
 
-  /// Room for the ids of a text, rather more than most need: untouched memory costs nothing.
-  void reserve_for_text(std::size_t num_bytes) {
-    out_.ids.reserve(num_bytes / 3);
-    out_.documents.reserve(num_bytes / 3);
+  /// Where the next ids of the document are put, before add_ids().
+  std::vector<std::int32_t>& ids() { return ids_; }
+  /// Of the document, that were added before.
+  std::int64_t ids_before() const { return ids_before_; }
+
+  void add_ids() {
+    if (ids_.empty()) return;
+    ids_before_ += static_cast<std::int64_t>(ids_.size());
+    if (std::exchange(starts_document_, false)) {
+      ++num_documents_;
+      if (options_.bos != PackOptions::Bos::kNone) insert_bos(true);
+    } else if (options_.bos == PackOptions::Bos::kAlways) {
+      insert_bos(false);
+    }
+    documents_.assign(ids_.size(), static_cast<std::int32_t>(num_documents_ - 1));
+    take_(ids_, documents_);
+    num_tokens_ += ids_.size();
+    ids_.clear();
   }
 
-  /// Where the next document's ids are appended, before add_document().
-  std::vector<std::int32_t>& ids() { return out_.ids; }
-
-  std::span<const std::int32_t> new_ids() const {
-    return std::span(out_.ids).subspan(out_.documents.size());
-  }
-
-  /// Makes new_ids(), if there are any, a document.
-  void add_document() {
-    if (new_ids().empty()) return;
-    if (options_.bos != PackOptions::Bos::kNone) insert_bos();
-    out_.documents.resize(out_.ids.size(), static_cast<std::int32_t>(out_.num_documents));
-    ++out_.num_documents;
-  }
-
-  PackedText finish() && { return std::move(out_); }
+  std::int64_t num_documents() const { return num_documents_; }
 
  private:
   bool wants_bos(std::size_t place, bool starts_document) const {
@@ -56,15 +58,15 @@ class Packer {
            place % static_cast<std::size_t>(options_.sequence_length) == 0;
   }
 
-  void insert_bos() {
-    std::vector<std::int32_t>& ids = out_.ids;
-    const std::size_t start = out_.documents.size();
+  void insert_bos(bool starts_document) {
+    std::vector<std::int32_t>& ids = ids_;
     std::vector<std::size_t> before;  // the ids that one BOS each goes before
-    for (std::size_t i = start; i < ids.size(); ++i) {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
       if (ids[i] == options_.bos_id) continue;
-      if (wants_bos(i + before.size(), i == start)) before.push_back(i);
+      const auto place = [&] { return num_tokens_ + i + before.size(); };
+      if (wants_bos(place(), starts_document && i == 0)) before.push_back(i);
       // The document's BOS may have filled a sequence, so that its first token starts the next one.
-      if (wants_bos(i + before.size(), false)) before.push_back(i);
+      if (wants_bos(place(), false)) before.push_back(i);
     }
     std::size_t end = ids.size();  // of the ids not yet at their place, which are moved from behind
     ids.resize(end + before.size());
@@ -78,7 +80,11 @@ class Packer {
   }
 
   PackOptions options_;
-  PackedText out_;
+  const TakeTokens& take_;
+  std::vector<std::int32_t> ids_, documents_;
+  std::size_t num_tokens_ = 0;  // handed over
+  std::int64_t num_documents_ = 0, ids_before_ = 0;
+  bool starts_document_ = true;
 };
 
 bool is_blank(std::string_view text) {
@@ -95,43 +101,94 @@ std::string_view without_bom(std::string_view text) {
 }
 
 /// Refuses what is plainly not text, and text in another encoding; a few odd bytes are let through.
-void check_is_text(std::string_view text, const std::string& path) {
-  if (text.substr(0, 2) == "\xFF\xFE" || text.substr(0, 2) == "\xFE\xFF") {
-    throw IoError(path + ": is UTF-16, want UTF-8 (iconv -f UTF-16 -t UTF-8)");
+class TextCheck {
+ public:
+  explicit TextCheck(const std::string& path) : path_(path) {}
+  void add(std::string_view text) {
+    if (size_ == 0 && (text.substr(0, 2) == "\xFF\xFE" || text.substr(0, 2) == "\xFE\xFF"))
+      throw IoError(path_ + ": is UTF-16, want UTF-8 (iconv -f UTF-16 -t UTF-8)");
+    size_ += text.size();
+    num_odd_ += static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+      return (c >= 0 && c < 32 && !(c >= '\t' && c <= '\r') && c != 27) || c == 127;
+    }));
+    num_odd_ += text::count_invalid_utf8(text);
   }
-  std::size_t num_odd =
-      static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-        return (c >= 0 && c < 32 && !(c >= '\t' && c <= '\r') && c != 27) || c == 127;
-      }));
-  num_odd += text::count_invalid_utf8(text);
-  constexpr std::size_t kAlwaysAllowed = 16;
-  if (num_odd <= kAlwaysAllowed || num_odd * 10 <= text.size()) return;
-  throw IoError(path + ": is not UTF-8 text: " + std::to_string(num_odd) + " of its " +
-                std::to_string(text.size()) + " bytes are invalid or control characters");
-}
+  /// When all was added.
+  void finish() const {
+    constexpr std::size_t kAlwaysAllowed = 16;
+    if (num_odd_ <= kAlwaysAllowed || num_odd_ * 10 <= size_) return;
+    throw IoError(path_ + ": is not UTF-8 text: " + std::to_string(num_odd_) + " of its " +
+                  std::to_string(size_) + " bytes are invalid or control characters");
+  }
+
+ private:
+  const std::string& path_;
+  std::size_t size_ = 0, num_odd_ = 0;
+};
 
 /// A tokenizer whose ids do not fit the model is an error, not something to look up out of bounds.
-void check_ids(std::span<const std::int32_t> ids, int vocab, const std::string& where) {
+void check_ids(const Packer& packer,
+               std::span<const std::int32_t> ids,
+               int vocab,
+               const std::string& where) {
   if (vocab <= 0) return;
   const auto wrong =
       std::find_if(ids.begin(), ids.end(), [&](std::int32_t id) { return id >= vocab; });
   if (wrong == ids.end()) return;
   throw IoError(where + ": the tokenizer gives token id " + std::to_string(*wrong) + " at index " +
-                std::to_string(wrong - ids.begin()) + ", the model takes ids in [0, " +
-                std::to_string(vocab) + "): they do not belong together");
+                std::to_string(packer.ids_before() + (wrong - ids.begin())) +
+                ", the model takes ids in [0, " + std::to_string(vocab) +
+                "): they do not belong together");
 }
 
-void pack_txt(const std::string& path, const Tokenizer& tokenizer, int vocab, Packer& packer) {
-  {
-    const std::string bytes = text::read_file(path);
-    const std::string_view text = without_bom(bytes);
-    check_is_text(text, path);
-    if (is_blank(text)) return;
-    packer.reserve_for_text(text.size());
-    tokenizer.encode(text, packer.ids());
+/// Where `text` may be cut in two, so that the ids of the parts are those of the whole: at the
+/// start of a line in its second half, if the tokenizer joins nothing over it. 0: nowhere.
+std::size_t find_cut(std::string_view text, const Tokenizer& tokenizer) {
+  constexpr std::size_t kContext = 4096, kMostTries = 16;
+  if (text.size() < 4 * kContext) return 0;
+  std::size_t cut = text.size() - kContext;
+  for (std::size_t tries = 0; tries < kMostTries; ++tries) {
+    cut = text.rfind('\n', cut - 1);
+    if (cut == text.npos || ++cut < text.size() / 2) return 0;
+    const std::string_view before = text.substr(cut - kContext, kContext),
+                           after = text.substr(cut, kContext),
+                           both = text.substr(cut - kContext, 2 * kContext);
+    std::vector<std::int32_t> ids = tokenizer.encode(before);
+    tokenizer.encode(after, ids);
+    if (ids == tokenizer.encode(both)) return cut;
+    --cut;
   }
-  check_ids(packer.new_ids(), vocab, path);
-  packer.add_document();
+  return 0;
+}
+
+void pack_txt(const std::string& path,
+              const Tokenizer& tokenizer,
+              int vocab,
+              std::size_t piece_bytes,
+              Packer& packer) {
+  text::FileReader file(path);
+  TextCheck check(path);
+  std::string text;
+  packer.begin_document();
+  bool blank = true;  // so far: white space alone is no document
+  std::size_t checked = 0;
+  for (bool first = true, more = true; more; first = false) {
+    more = file.append(text, piece_bytes);
+    if (first && text.size() != without_bom(text).size()) text.erase(0, 3);
+    const std::size_t cut = more ? find_cut(text, tokenizer) : text.size();
+    if (cut == 0 && more) continue;
+    const std::string_view part = std::string_view(text).substr(0, cut);
+    check.add(part.substr(std::min(checked, cut)));
+    checked = std::max(checked, cut);
+    if (!more) check.finish();
+    blank = blank && is_blank(part);
+    if (blank) continue;
+    tokenizer.encode(part, packer.ids());
+    check_ids(packer, packer.ids(), vocab, path);
+    packer.add_ids();
+    text.erase(0, cut);
+    checked = 0;
+  }
 }
 
 /// The string under `field` of one line.
@@ -162,21 +219,38 @@ std::string text_of_line(std::string_view line,
   return std::move(found->get_ref<std::string&>());
 }
 
-void pack_jsonl(const TextSpec& spec, const Tokenizer& tokenizer, int vocab, Packer& packer) {
-  const std::string bytes = text::read_file(spec.path);
-  std::string_view rest = without_bom(bytes);
-  packer.reserve_for_text(rest.size());
-  for (std::int64_t number = 1; !rest.empty(); ++number) {
-    const std::string_view line = rest.substr(0, rest.find('\n'));
-    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
+void pack_jsonl(const TextSpec& spec,
+                const Tokenizer& tokenizer,
+                int vocab,
+                std::size_t piece_bytes,
+                Packer& packer) {
+  text::FileReader file(spec.path);
+  std::string bytes;
+  std::int64_t number = 0;
+  const auto pack_line = [&](std::string_view line) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") == line.npos) return;
     const std::string where = spec.path + ": line " + std::to_string(number);
     const std::string text = text_of_line(line, spec.field, where);
-    if (is_blank(text)) continue;
+    if (is_blank(text)) return;
+    packer.begin_document();
     tokenizer.encode(text, packer.ids());
-    check_ids(packer.new_ids(), vocab, where);
-    packer.add_document();
+    check_ids(packer, packer.ids(), vocab, where);
+    packer.add_ids();
+  };
+  for (bool first = true, more = true; more; first = false) {
+    const std::size_t seen = bytes.size();  // of a line that has not ended yet
+    more = file.append(bytes, piece_bytes);
+    if (first && bytes.size() != without_bom(bytes).size()) bytes.erase(0, 3);
+    std::size_t start = 0;
+    for (std::size_t end = bytes.find('\n', seen); end != bytes.npos;
+         end = bytes.find('\n', start)) {
+      pack_line(std::string_view(bytes).substr(start, end - start));
+      start = end + 1;
+    }
+    bytes.erase(0, start);
   }
+  if (!bytes.empty()) pack_line(bytes);
 }
 
 void check(const PackOptions& options, int vocab) {
@@ -218,34 +292,53 @@ TextSpec TextSpec::from(const std::string& text) {
   return spec;
 }
 
-PackedText read_packed(const TextSpec& spec,
+std::int64_t pack_text(const TextSpec& spec,
                        const Tokenizer* tokenizer,
                        const PackOptions& options,
-                       int vocab) {
+                       int vocab,
+                       const TakeTokens& take,
+                       std::size_t piece_bytes) {
   check(options, vocab);
   if (!spec.is_token_ids && tokenizer == nullptr) {
     throw InvalidArgument(spec.path + ": a text needs a tokenizer");
   }
   try {
-    Packer packer(options);
+    Packer packer(options, take);
     if (spec.is_token_ids) {
-      for (const auto& ids : text::read_token_ids(spec.path, vocab)) {
-        packer.ids().insert(packer.ids().end(), ids.begin(), ids.end());
-        packer.add_document();
-      }
+      text::read_token_ids(
+          spec.path,
+          vocab,
+          [&] { packer.begin_document(); },
+          [&](const std::vector<std::int32_t>& ids) {
+            packer.ids() = ids;
+            packer.add_ids();
+          });
     } else if (has_extension(spec.path, {".jsonl", ".ndjson"})) {
-      pack_jsonl(spec, *tokenizer, vocab, packer);
+      pack_jsonl(spec, *tokenizer, vocab, piece_bytes, packer);
     } else {
-      pack_txt(spec.path, *tokenizer, vocab, packer);
+      pack_txt(spec.path, *tokenizer, vocab, piece_bytes, packer);
     }
-    PackedText packed = std::move(packer).finish();
-    if (packed.ids.empty()) {
+    if (packer.num_documents() == 0) {
       throw IoError(spec.path + (spec.is_token_ids ? ": holds no token ids" : ": holds no text"));
     }
-    return packed;
+    return packer.num_documents();
   } catch (const std::bad_alloc&) {
     throw ResourceError(spec.path + ": not enough memory to read it");
   }
+}
+
+PackedText read_packed(const TextSpec& spec,
+                       const Tokenizer* tokenizer,
+                       const PackOptions& options,
+                       int vocab) {
+  PackedText packed;
+  packed.sequence_length = options.sequence_length;
+  packed.num_documents =
+      pack_text(spec, tokenizer, options, vocab, [&](const auto& ids, const auto& documents) {
+        packed.ids.insert(packed.ids.end(), ids.begin(), ids.end());
+        packed.documents.insert(packed.documents.end(), documents.begin(), documents.end());
+      });
+  return packed;
 }
 
 }  // namespace lexico

@@ -17,9 +17,12 @@ namespace {
 using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 
+constexpr std::size_t kPieceBytes = 1 << 20;
+
 /// Little-endian values of type T as ids, each checked; `where` names the file (and the tensor).
+/// @param first  index of the first one.
 template <typename T>
-Ids ids_from(std::string_view bytes, const std::string& where, int vocab) {
+Ids ids_from(std::string_view bytes, std::int64_t first, const std::string& where, int vocab) {
   const std::int64_t bound =
       vocab > 0 ? vocab : std::int64_t{std::numeric_limits<std::int32_t>::max()} + 1;
   Ids ids(bytes.size() / sizeof(T));
@@ -28,7 +31,8 @@ Ids ids_from(std::string_view bytes, const std::string& where, int vocab) {
     std::memcpy(&value, bytes.data() + i * sizeof(T), sizeof(T));
     if (std::cmp_less(value, 0) || std::cmp_greater_equal(value, bound)) {
       throw IoError(where + ": token id " + std::to_string(value) + " at index " +
-                    std::to_string(i) + " is not in [0, " + std::to_string(bound) + ")");
+                    std::to_string(first + static_cast<std::int64_t>(i)) + " is not in [0, " +
+                    std::to_string(bound) + ")");
     }
     ids[i] = static_cast<std::int32_t>(value);
   }
@@ -38,7 +42,7 @@ Ids ids_from(std::string_view bytes, const std::string& where, int vocab) {
 struct IntegerType {
   const char* name;
   std::size_t size;
-  Ids (*read)(std::string_view, const std::string&, int);
+  Ids (*read)(std::string_view, std::int64_t, const std::string&, int);
 };
 constexpr IntegerType kIntegerTypes[] = {
     {"I8", 1, ids_from<std::int8_t>},
@@ -51,17 +55,32 @@ constexpr IntegerType kIntegerTypes[] = {
     {"U64", 8, ids_from<std::uint64_t>},
 };
 
-std::vector<Ids> read_bin(const std::string& path, int vocab) {
-  const std::string bytes = read_file(path);
-  if (bytes.size() % 4 != 0) {
-    throw IoError(path + ": has " + std::to_string(bytes.size()) +
+using TakeIds = std::function<void(const Ids&)>;
+
+void read_bin(const std::string& path, int vocab, const TakeIds& take) {
+  FileReader file(path);
+  std::string bytes;
+  const auto damaged = [&](std::int64_t size) {
+    throw IoError(path + ": has " + std::to_string(size) +
                   " bytes, want int32 values of 4 bytes each");
+  };
+  if (file.size() % 4 > 0) damaged(file.size());
+  std::int64_t done = 0;
+  for (bool more = true; more; bytes.clear()) {
+    more = file.append(bytes, kPieceBytes);
+    if (bytes.size() % 4 != 0) damaged(done + static_cast<std::int64_t>(bytes.size()));
+    take(ids_from<std::int32_t>(bytes, done / 4, path, vocab));
+    done += static_cast<std::int64_t>(bytes.size());
   }
-  return {ids_from<std::int32_t>(bytes, path, vocab)};
 }
 
-/// The part of `data` that holds one tensor; `where` names the file and the tensor.
-Ids read_tensor(const Json& entry, std::string_view data, const std::string& where, int vocab) {
+/// One tensor of a file whose data begins at `start`; `where` names the file and the tensor.
+void read_tensor(const Json& entry,
+                 const FileReader& file,
+                 std::uint64_t start,
+                 const std::string& where,
+                 int vocab,
+                 const TakeIds& take) {
   const auto damaged = [&](const char* what) { throw IoError(where + ": " + what); };
   if (!entry.is_object() || !entry.contains("dtype") || !entry["dtype"].is_string()) {
     damaged("has no dtype in the header");
@@ -87,54 +106,68 @@ Ids read_tensor(const Json& entry, std::string_view data, const std::string& whe
   const auto count = entry["shape"][0].get<std::uint64_t>();
   const auto begin = entry["data_offsets"][0].get<std::uint64_t>();
   const auto end = entry["data_offsets"][1].get<std::uint64_t>();
-  if (begin > end || end > data.size()) {
+  const std::uint64_t data_size = static_cast<std::uint64_t>(file.size()) - start;
+  if (begin > end || end > data_size) {
     throw IoError(where + ": data_offsets [" + std::to_string(begin) + ", " + std::to_string(end) +
-                  "] are not within the " + std::to_string(data.size()) +
+                  "] are not within the " + std::to_string(data_size) +
                   " bytes of data (truncated file?)");
   }
   if ((end - begin) % type->size != 0 || (end - begin) / type->size != count) {
     throw IoError(where + ": has " + std::to_string(end - begin) + " bytes, want " +
                   std::to_string(count) + " values of " + std::to_string(type->size) + " bytes");
   }
-  return type->read(data.substr(begin, end - begin), where, vocab);
+  for (std::uint64_t at = begin; at < end; at += kPieceBytes)
+    take(type->read(file.read_at(static_cast<std::int64_t>(start + at),
+                                 std::min<std::uint64_t>(kPieceBytes, end - at)),
+                    static_cast<std::int64_t>((at - begin) / type->size),
+                    where,
+                    vocab));
 }
 
-std::vector<Ids> read_safetensors(const std::string& path, int vocab) {
-  const std::string bytes = read_file(path);
+void read_safetensors(const std::string& path,
+                      int vocab,
+                      const std::function<void()>& begin_document,
+                      const TakeIds& take) {
+  const FileReader file(path);
   const auto damaged = [&](const std::string& what) {
     throw IoError(path + ": is not a safetensors file: " + what);
   };
-  if (bytes.size() < 8) damaged("has only " + std::to_string(bytes.size()) + " bytes");
+  if (file.size() < 0) damaged("is not a regular file");
+  const auto size = static_cast<std::uint64_t>(file.size());
+  if (size < 8) damaged("has only " + std::to_string(size) + " bytes");
   std::uint64_t header_size;
-  std::memcpy(&header_size, bytes.data(), 8);
-  if (header_size > bytes.size() - 8) {
+  std::memcpy(&header_size, file.read_at(0, 8).data(), 8);
+  if (header_size > size - 8) {
     damaged("its header claims " + std::to_string(header_size) + " bytes, the file has " +
-            std::to_string(bytes.size()));
+            std::to_string(size));
   }
   Json header;
   try {
-    header = Json::parse(std::string_view(bytes).substr(8, header_size));
+    header = Json::parse(file.read_at(8, header_size));
   } catch (const Json::exception& error) {
     damaged(std::string(error.what()).substr(0, 200));
   }
   if (!header.is_object()) damaged("its header is not an object");
-  const std::string_view data = std::string_view(bytes).substr(8 + header_size);
-  std::vector<Ids> documents;
   for (const auto& [name, entry] : header.items()) {  // in the order of their names
     if (name == "__metadata__") continue;
-    documents.push_back(
-        read_tensor(entry, data, path + ": tensor \"" + excerpt(name) + '"', vocab));
+    begin_document();
+    read_tensor(
+        entry, file, 8 + header_size, path + ": tensor \"" + excerpt(name) + '"', vocab, take);
   }
-  return documents;
 }
 
 }  // namespace
 
-std::vector<std::vector<std::int32_t>> read_token_ids(const std::string& path, int vocab) {
+void read_token_ids(const std::string& path,
+                    int vocab,
+                    const std::function<void()>& begin_document,
+                    const TakeIds& take) {
   const std::string extension = std::filesystem::path(path).extension();
-  if (extension == ".bin") return read_bin(path, vocab);
-  if (extension == ".safetensors") return read_safetensors(path, vocab);
-  throw IoError(path + ": token ids must be a .bin file (int32) or a .safetensors file");
+  if (extension == ".safetensors") return read_safetensors(path, vocab, begin_document, take);
+  if (extension != ".bin")
+    throw IoError(path + ": token ids must be a .bin file (int32) or a .safetensors file");
+  begin_document();
+  read_bin(path, vocab, take);
 }
 
 }  // namespace lexico::text

@@ -1,13 +1,18 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 namespace lexico::text {
 
-/// The documents of a file of token ids, .bin or .safetensors (see read_packed). May be empty ones.
+/// The documents of a file of token ids, .bin or .safetensors (see pack_text), a piece at a time.
+/// @param begin_document  called before the pieces of each; a document may have none.
 /// @throws IoError naming the file, the value and its place.
-std::vector<std::vector<std::int32_t>> read_token_ids(const std::string& path, int vocab);
+void read_token_ids(const std::string& path,
+                    int vocab,
+                    const std::function<void()>& begin_document,
+                    const std::function<void(const std::vector<std::int32_t>& ids)>& take);
 
 }  // namespace lexico::text

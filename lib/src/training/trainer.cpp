@@ -155,6 +155,7 @@ struct Trainer::Impl {
   detail::SparseOps ops;
 
   Tensor atoms;                  // [P, N, m]: the dictionaries
+  bool samples_first = false;    // they are yet to be replaced by samples
   detail::AdamMoments moments;   // sgd
   Tensor codes_sum, signal_sum;  // online: A [P, N, N] and B [P, N, m]
   Tensor last_used;              // [P, N] int64: step that last took the atom
@@ -221,7 +222,8 @@ struct Trainer::Impl {
     if (!initial.empty())
       atoms = torch::from_blob(const_cast<float*>(initial.data()), {P(), N(), m()}).clone();
     else
-      atoms = config.initialization == "samples" ? sampled_atoms() : random_atoms(kInitialAtoms);
+      atoms = random_atoms(kInitialAtoms);
+    samples_first = initial.empty() && config.initialization == "samples";
     atoms = unit_rows(atoms).to(device).contiguous();
     last_used = torch::zeros({P(), N()}, torch::TensorOptions(torch::kLong).device(device));
     const auto count = static_cast<std::size_t>(P());
@@ -238,6 +240,14 @@ struct Trainer::Impl {
       moments.first = torch::zeros_like(atoms);
       moments.second = torch::zeros_like(atoms);
     }
+  }
+
+  /// Starts from samples where the config says so: not before someone asks for atoms, since a
+  /// resumed run needs none and the stream may be dear.
+  void take_samples() {
+    if (!std::exchange(samples_first, false)) return;
+    atoms = unit_rows(sampled_atoms()).to(device).contiguous();
+    best_atoms = atoms.clone();
   }
 
   /// Directions as `kaiming_uniform_` and a normalization give them: independent uniform
@@ -512,6 +522,7 @@ struct Trainer::Impl {
   }
 
   TrainStep train_step() {
+    take_samples();
     Tensor x = next_batch();  // x: the next vectors
     if (random_errors.empty()) measure_random_atoms(x);
     detail::CodedBatch coded = ops.code(atoms, x, budgets);  // y, and x - D y
@@ -623,11 +634,13 @@ bool Trainer::run(TrainObserver& observer) {
     if (observer.wants_stop()) break;
   }
   if (impl_->reading.valid()) impl_->reading.wait();  // the stream is the caller's again
+  impl_->stream.pause();
   return impl_->budget_known() && impl_->step >= impl_->num_steps();
 }
 
 DictionarySet Trainer::dictionaries() const {
   const torch::InferenceMode no_gradients;
+  impl_->take_samples();
   const Tensor atoms = impl_->atoms.to(torch::kCPU).contiguous();
   DictionarySet set;
   for (std::size_t p = 0; p < impl_->targets.size(); ++p) {
@@ -655,6 +668,7 @@ std::vector<int> Trainer::unused_atoms() const {
 
 void Trainer::save(const std::string& path, const std::map<std::string, std::string>& notes) const {
   const torch::InferenceMode no_gradients;
+  impl_->take_samples();
   std::map<std::string, std::string> metadata =
       fingerprint(impl_->config, impl_->targets, impl_->stream, impl_->dictionaries_of_job);
   metadata["format"] = kCheckpointFormat;
@@ -737,6 +751,7 @@ std::map<std::string, std::string> Trainer::load(const std::string& path) {
   const std::vector<double> good = list("good_vectors", P);
 
   if (impl_->reading.valid()) impl_->reading.get();
+  impl_->samples_first = false;
   for (const auto& [name, tensor] : impl_->state()) {
     void* values = const_cast<char*>(file.tensors.at(name).bytes.data());  // 8-byte aligned
     tensor->copy_(torch::from_blob(values, tensor->sizes()));

@@ -1,6 +1,7 @@
 // The frame that dictionaries are learnt in: means per head, metric, moved positions.
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "check.h"
 #include "core/random.h"
@@ -13,40 +14,11 @@ namespace {
 
 using detail::throw_invalid;
 
-constexpr std::int64_t kFitRows = 65536, kFitPiece = 2048;
 // Of the mean eigenvalue, added to the metric: directions that no query asks for still count.
 constexpr double kMetricShare = 0.2;
 constexpr std::uint64_t kFitOffsets = 7;  // what a random stream is for
 
-/// About kFitRows rows, in pieces spread evenly; every piece starts with head 0.
-std::vector<float> rows_to_fit(ActivationReader& reader,
-                               int layer,
-                               Kind kind,
-                               std::int64_t num_rows,
-                               const TrainingFrame& frame,
-                               std::uint64_t seed) {
-  const std::int64_t heads = reader.info().kv_heads, dim = reader.info().head_dim;
-  const std::int64_t piece =
-      std::min(num_rows, std::max(kFitPiece / heads, std::int64_t{1}) * heads);
-  const std::int64_t pieces = std::clamp<std::int64_t>(num_rows / piece, 1, kFitRows / kFitPiece);
-  std::vector<float> rows(static_cast<std::size_t>(pieces * piece * dim));
-  for (std::int64_t i = 0; i < pieces; ++i) {
-    const std::int64_t first =
-        pieces == 1 ? 0 : (num_rows - piece) * i / (pieces - 1) / heads * heads;
-    float* out = rows.data() + i * piece * dim;
-    reader.read(layer, kind, first, piece, out);
-    detail::move_positions(frame,
-                           layer,
-                           kind,
-                           out,
-                           piece,
-                           static_cast<int>(dim),
-                           {seed, kFitOffsets, static_cast<std::uint64_t>(i)});
-  }
-  return rows;
-}
-
-void set_query_metric(Transform& transform, ActivationReader& reader, int layer) {
+void set_query_metric(Transform& transform, ActivationSource& reader, int layer) {
   const ActivationInfo& info = reader.info();
   if (info.key_stage != KeyStage::kPreRope)
     throw_invalid("metric is 'queries', which needs pre_rope keys; ",
@@ -65,7 +37,7 @@ void set_query_metric(Transform& transform, ActivationReader& reader, int layer)
   set_metric(transform, moment, info.kv_heads, info.head_dim, kMetricShare);
 }
 
-Rope rope_of(const ActivationReader& reader) {
+Rope rope_of(const ActivationSource& reader) {
   const ActivationInfo& info = reader.info();
   const std::string where = reader.files().front();
   if (info.key_stage != KeyStage::kPostRope)
@@ -83,6 +55,27 @@ Rope rope_of(const ActivationReader& reader) {
     throw_invalid("position_offsets: the model of ", where, " does not rotate its keys");
   rope.attention_scaling = 1;  // the keys have it already
   return rope;
+}
+
+void fit_means(TrainingFrame& frame,
+               const ActivationInfo& info,
+               std::uint64_t seed,
+               const std::function<void(const detail::TakeRows&)>& each) {
+  std::map<std::pair<int, Kind>, HeadMeans> means;
+  for (const auto& [dataset, transform] : frame.transforms)
+    means.emplace(dataset, HeadMeans(info.head_dim, info.kv_heads));
+  detail::Random random({seed, kFitOffsets});
+  each([&](int layer, Kind kind, std::vector<float>& rows) {
+    const auto count = static_cast<std::int64_t>(rows.size()) / info.head_dim;
+    std::vector<std::int32_t> offsets;
+    if (frame.position_offsets > 0 && kind == Kind::kKeys)
+      for (std::int64_t i = 0; i < count; ++i)
+        offsets.push_back(static_cast<std::int32_t>(
+            random.below(static_cast<std::uint64_t>(frame.position_offsets))));
+    detail::move_positions(frame, layer, rows.data(), info.head_dim, offsets);
+    means.at({layer, kind}).add(rows.data(), count);
+  });
+  for (auto& [dataset, transform] : frame.transforms) transform.mean = means.at(dataset).means();
 }
 
 }  // namespace
@@ -103,18 +96,20 @@ Transform TrainingFrame::of(int layer, Kind kind, int head) const {
   return transform;
 }
 
-TrainingFrame fit_frame(ActivationReader& reader,
+namespace detail {
+
+TrainingFrame fit_frame(ActivationSource& source,
                         const std::vector<TrainTarget>& targets,
-                        std::int64_t num_rows,
-                        const TrainConfig& config) {
+                        const TrainConfig& config,
+                        const std::function<void(const TakeRows&)>& each) {
   TrainingFrame frame;
   const auto is_keys = [](const TrainTarget& t) { return t.kind == Kind::kKeys; };
   const bool any_keys = std::any_of(targets.begin(), targets.end(), is_keys);
   if (config.position_offsets > 0 && any_keys) {
     frame.position_offsets = config.position_offsets;
-    frame.rope = rope_of(reader);
+    frame.rope = rope_of(source);
   }
-  const ActivationInfo& info = reader.info();
+  const ActivationInfo& info = source.info();
   const bool means = config.mean == "head" || (config.mean == "auto" && config.recipe != "lexico" &&
                                                info.key_stage == KeyStage::kPreRope);
   for (const TrainTarget& target : targets) {
@@ -128,52 +123,25 @@ TrainingFrame fit_frame(ActivationReader& reader,
       Transform& transform = frame.transforms[{layer, target.kind}];
       transform.heads = info.kv_heads;
       transform.unit_scale = config.scale == "unit";
-      if (means) {
-        const std::vector<float> rows =
-            rows_to_fit(reader, layer, target.kind, num_rows, frame, config.seed);
-        transform.mean = head_means(rows.data(),
-                                    static_cast<std::int64_t>(rows.size()) / info.head_dim,
-                                    info.head_dim,
-                                    info.kv_heads);
-      }
-      if (metric) set_query_metric(transform, reader, layer);
+      if (metric) set_query_metric(transform, source, layer);
     }
   }
+  if (means) fit_means(frame, info, config.seed, each);
   return frame;
 }
 
-namespace detail {
-
 void move_positions(const TrainingFrame& frame,
                     int layer,
-                    Kind kind,
                     float* rows,
-                    std::int64_t count,
                     int dim,
-                    std::initializer_list<std::uint64_t> keys) {
-  if (frame.position_offsets == 0 || kind != Kind::kKeys) return;
+                    const std::vector<std::int32_t>& offsets) {
   // Rotations add up: a key at position p turned by that of d is the key at p + d.
-  Random random(keys);
-  std::vector<std::int32_t> offsets(static_cast<std::size_t>(count));
-  for (std::int32_t& offset : offsets)
-    offset =
-        static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(frame.position_offsets)));
-  frame.rope.apply(layer, rows, dim, offsets.data(), count);
+  if (!offsets.empty())
+    frame.rope.apply(layer, rows, dim, offsets.data(), static_cast<std::int64_t>(offsets.size()));
 }
 
-void prepare_rows(const TrainingFrame& frame,
-                  int layer,
-                  Kind kind,
-                  std::int64_t first_row,
-                  float* rows,
-                  std::int64_t count,
-                  int dim,
-                  std::initializer_list<std::uint64_t> keys) {
-  move_positions(frame, layer, kind, rows, count, dim, keys);
-  const auto found = frame.transforms.find({layer, kind});
-  if (found == frame.transforms.end()) return;
-  const Transform& transform = found->second;
-  transform.forward(rows, count, dim, static_cast<int>(first_row % transform.heads));
+void transform_rows(const Transform& transform, float* rows, std::int64_t count, int dim) {
+  transform.forward(rows, count, dim);
   if (!transform.unit_scale) return;
   for (std::int64_t row = 0; row < count; ++row) {
     float* x = rows + row * dim;
