@@ -11,10 +11,11 @@ if(NOT torch_root AND Torch_DIR)
   get_filename_component(torch_root "${Torch_DIR}/../../.." ABSOLUTE)  # <root>/share/cmake/Torch
 endif()
 if(NOT torch_root AND SKBUILD)
-  # By path, not by import: pip's isolated builds hide the packages of the environment.
-  execute_process(COMMAND ${Python3_EXECUTABLE} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-                  OUTPUT_VARIABLE site_packages OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
-  set(torch_root "${site_packages}/torch")
+  # pip's isolated builds hide the packages of the environment, but not their folder.
+  execute_process(COMMAND ${Python3_EXECUTABLE} -c "import importlib.util, sysconfig
+torch = importlib.util.find_spec('torch')
+print(torch.submodule_search_locations[0] if torch else sysconfig.get_path('purelib') + '/torch')"
+                  OUTPUT_VARIABLE torch_root OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 endif()
 if(NOT torch_root)
   file(GLOB torch_in_venv ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)

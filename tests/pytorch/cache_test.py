@@ -312,3 +312,44 @@ def test_without_a_lexico_cache_the_attention_is_sdpa(model, text, on_codes):
     ours = model(ids).logits
     model.set_attn_implementation("sdpa")
     assert torch.equal(ours, model(ids).logits)
+
+
+SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
+ARCHITECTURES = {
+    "Llama": dict(SMALL, num_key_value_heads=2),
+    "Qwen2": dict(SMALL, num_key_value_heads=2),
+    "Qwen3": dict(SMALL, num_key_value_heads=2, head_dim=16),
+    "Mistral": dict(SMALL, num_key_value_heads=1, sliding_window=None),
+    "GPT2": dict(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=256, scale_attn_by_inverse_layer_idx=True),
+    "GPTNeoX": dict(SMALL, rotary_pct=0.5),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures(name, tmp_path):
+    config = getattr(transformers, name + "Config")(**ARCHITECTURES[name])
+    torch.manual_seed(0)
+    small = getattr(transformers, name + ("LMHeadModel" if name == "GPT2" else "ForCausalLM"))(config).eval()
+    for weights in small.parameters():
+        if weights.dim() == 2:
+            weights.normal_(std=0.3)
+    dim = getattr(config, "head_dim", None) or 8
+    atoms = torch.nn.functional.normalize(torch.randn(4, 64, dim), dim=-1).numpy()
+    tensors = {f"layers.{i // 2:02d}.{('keys', 'values')[i % 2]}.atoms": atoms[i] for i in range(4)}
+    save_file(tensors, tmp_path / "dictionary.safetensors", {"format": "lexico-dictionary 1", "key_stage": "post_rope"})
+    ids = torch.randint(3, 64, (2, 90))
+
+    def read(implementation, cache):
+        small.set_attn_implementation(implementation)
+        return torch.cat([small(part, past_key_values=cache).logits for part in ids.split([60, 1, 1, 4, 24], 1)], 1)
+
+    def far(a, b):
+        return (torch.linalg.norm(a - b) / torch.linalg.norm(b)).item()
+
+    def cache(window):
+        return LexicoCache(config, tmp_path, recent_window=window, key_sparsity=4, value_sparsity=4, exact="float32")
+
+    full = read("sdpa", DynamicCache())
+    assert far(read("lexico", cache(200)), full) < 1e-5
+    compressed = read("lexico", cache(16))
+    assert far(compressed, read("sdpa", cache(16))) < 1e-3 < far(compressed, full)
