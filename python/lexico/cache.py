@@ -1,5 +1,6 @@
 """LexicoCache: a transformers cache that holds codes, and the attention implementation "lexico", which reads them."""
 
+import sys
 import weakref
 
 import torch
@@ -129,6 +130,8 @@ class LexicoCache(Cache):
         return self.fork()
 
     def __del__(self):
+        if sys.is_finalizing():  # torch no longer finds its classes
+            return
         for sequence in self.__dict__.get("sequences", ()):
             self.codes.remove(sequence)
 
