@@ -1,6 +1,8 @@
 # Every switch of the build, in one place.
-option(LEXICO_BUILD_LIB   "Build the lexico libraries"                                   ON)
-option(LEXICO_BUILD_APPS  "Build lexico-extract, lexico-train, lexico-eval (need torch)" ON)
+option(LEXICO_BUILD_LIB   "Build the core library"                                       ON)
+option(LEXICO_BUILD_DATA  "Build the libraries of text and activations (PCRE2, HDF5)"    ${PROJECT_IS_TOP_LEVEL})
+option(LEXICO_BUILD_APPS  "Build lexico-extract, lexico-train, lexico-eval (need torch)" ${PROJECT_IS_TOP_LEVEL})
+option(LEXICO_BUILD_TORCH "Build liblexico_torch.so for PyTorch (needs torch)"           ${LEXICO_BUILD_APPS})
 option(LEXICO_BUILD_TESTS "Build the tests"                                              ${PROJECT_IS_TOP_LEVEL})
 option(LEXICO_WERROR      "Treat warnings as errors"                                     OFF)
 

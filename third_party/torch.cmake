@@ -1,6 +1,7 @@
 # libtorch as one imported target, lexico_torch. find_package(Torch) is not used: with CMake 3.25 and nvcc 13 it
 # fails on a CUDA test program, and otherwise it overrides CMAKE_CUDA_ARCHITECTURES.
-# Looked for in LEXICO_TORCH_ROOT, Torch_DIR, then the virtual environment that scripts/setup makes.
+# Looked for in LEXICO_TORCH_ROOT, Torch_DIR, the Python that runs pip (if it does), then the virtual environment that
+# scripts/setup makes.
 set(LEXICO_TORCH_ROOT "" CACHE PATH "A libtorch: the folder that holds include/ and lib/")
 set(torch_root "${LEXICO_TORCH_ROOT}")
 if(NOT torch_root AND DEFINED ENV{LEXICO_TORCH_ROOT})
@@ -8,6 +9,13 @@ if(NOT torch_root AND DEFINED ENV{LEXICO_TORCH_ROOT})
 endif()
 if(NOT torch_root AND Torch_DIR)
   get_filename_component(torch_root "${Torch_DIR}/../../.." ABSOLUTE)  # <root>/share/cmake/Torch
+endif()
+if(NOT torch_root AND SKBUILD)
+  # pip's isolated builds hide the packages of the environment, but not their folder.
+  execute_process(COMMAND ${Python3_EXECUTABLE} -c "import importlib.util, sysconfig
+torch = importlib.util.find_spec('torch')
+print(torch.submodule_search_locations[0] if torch else sysconfig.get_path('purelib') + '/torch')"
+                  OUTPUT_VARIABLE torch_root OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 endif()
 if(NOT torch_root)
   file(GLOB torch_in_venv ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch)

@@ -1,0 +1,640 @@
+// torch.ops.lexico.* and torch.classes.lexico.CompressedCache: the core library for PyTorch
+// (docs/pytorch.md). The only file that sees both; shapes, types and devices are checked here.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "lexico/attention.h"
+#include "lexico/compressed_cache.h"
+#include "lexico/dictionary.h"
+#include "lexico/encoder.h"
+#include "lexico/error.h"
+
+namespace {
+
+using at::Tensor;
+
+// What the library throws as what Python expects: ValueError, torch.OutOfMemoryError, RuntimeError.
+template <typename Call>
+auto translated(Call&& call) {
+  try {
+    return call();
+  } catch (const lexico::InvalidArgument& error) {
+    C10_THROW_ERROR(ValueError, error.what());
+  } catch (const lexico::ResourceError& error) {
+    C10_THROW_ERROR(OutOfMemoryError, error.what());
+  } catch (const lexico::Error& error) {
+    C10_THROW_ERROR(Error, error.what());
+  } catch (const std::bad_alloc&) {
+    C10_THROW_ERROR(OutOfMemoryError, "lexico: not enough memory");
+  }
+}
+
+int as_int(std::int64_t value, const char* name) {
+  TORCH_CHECK_VALUE(value >= INT32_MIN && value <= INT32_MAX,
+                    "lexico: ",
+                    name,
+                    " is ",
+                    value,
+                    ", beyond 32 bits");
+  return static_cast<int>(value);
+}
+
+void check_cpu(const Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(
+      tensor.is_cpu(),
+      "lexico: ",
+      name,
+      " is on ",
+      tensor.device(),
+      "; this build of liblexico_torch has the CPU backend only: move it with .cpu()");
+}
+
+// fp32 and contiguous; rank -1: any above 0.
+Tensor floats(const Tensor& tensor, const char* name, std::int64_t rank = -1) {
+  check_cpu(tensor, name);
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
+                   "lexico: ",
+                   name,
+                   " is ",
+                   type,
+                   ", must be float32, float16 or bfloat16");
+  TORCH_CHECK_VALUE(rank < 0 ? tensor.dim() > 0 : tensor.dim() == rank,
+                    "lexico: ",
+                    name,
+                    " has shape ",
+                    tensor.sizes(),
+                    ", must have ",
+                    rank < 0 ? 1 : rank,
+                    rank < 0 ? " or more" : "",
+                    " dimensions");
+  return tensor.detach().to(at::kFloat).contiguous();
+}
+
+Tensor indices_of(const Tensor& tensor, const char* name, std::int64_t num_atoms) {
+  check_cpu(tensor, name);
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kInt || type == at::kLong,
+                   "lexico: ",
+                   name,
+                   " is ",
+                   type,
+                   ", must be int32 or int64");
+  TORCH_CHECK_VALUE(
+      tensor.dim() > 0, "lexico: ", name, " is a scalar, must have the shape [..., sparsity]");
+  if (tensor.numel() > 0) {
+    const std::int64_t low = tensor.min().item<std::int64_t>(),
+                       high = tensor.max().item<std::int64_t>();
+    TORCH_CHECK_VALUE(low >= -1 && high < num_atoms,
+                      "lexico: ",
+                      name,
+                      " reach from ",
+                      low,
+                      " to ",
+                      high,
+                      ", must be in [0, ",
+                      num_atoms,
+                      "), or -1 for an unused slot");
+  }
+  return tensor.to(at::kInt).contiguous();
+}
+
+Tensor atoms_of(const Tensor& tensor, const char* name) {
+  const Tensor atoms = floats(tensor, name, 2);
+  TORCH_CHECK_VALUE(atoms.numel() > 0,
+                    "lexico: ",
+                    name,
+                    " has shape ",
+                    atoms.sizes(),
+                    ", must be [num_atoms, dim], neither 0");
+  return atoms;
+}
+
+void check_unit_rows(const Tensor& atoms) {
+  const Tensor off = (atoms.norm(2, {1}) - 1).abs();
+  const double worst = off.max().item<double>();  // NaN if any is
+  TORCH_CHECK_VALUE(worst <= 1e-3,
+                    "lexico: atom ",
+                    off.argmax().item<std::int64_t>(),
+                    " has a norm that is off 1 by ",
+                    worst,
+                    ", must be within 0.001: atoms are rows of unit length");
+}
+
+std::vector<std::int64_t> with_last(const Tensor& like, std::int64_t last) {
+  std::vector<std::int64_t> sizes = like.sizes().vec();
+  sizes.back() = last;
+  return sizes;
+}
+
+std::tuple<Tensor, Tensor, Tensor> encode(const Tensor& vectors,
+                                          const Tensor& atoms,
+                                          std::int64_t sparsity,
+                                          double tolerance,
+                                          const std::string& selection) {
+  const Tensor x = floats(vectors, "vectors");
+  const Tensor d = atoms_of(atoms, "atoms");
+  TORCH_CHECK_VALUE(x.size(-1) == d.size(1),
+                    "lexico: vectors have shape ",
+                    x.sizes(),
+                    " and atoms ",
+                    d.sizes(),
+                    ": the last dimensions must be equal");
+  check_unit_rows(d);
+  return translated([&] {
+    lexico::Encoder encoder({.max_atoms = as_int(sparsity, "sparsity"),
+                             .relative_tolerance = static_cast<float>(tolerance),
+                             .selection = lexico::Selection::from(selection),
+                             .threads = at::get_num_threads()});
+    encoder.set_atoms(
+        d.const_data_ptr<float>(), 1, as_int(d.size(0), "num_atoms"), as_int(d.size(1), "dim"));
+    const std::int64_t rows = x.numel() / x.size(-1);
+    lexico::SparseCodes codes;
+    encoder.encode(x.const_data_ptr<float>(), rows, codes);
+    Tensor indices = at::empty(with_last(x, sparsity), at::kInt);
+    Tensor weights = at::empty(with_last(x, sparsity), at::kFloat);
+    Tensor counts = at::empty(x.sizes().slice(0, static_cast<std::size_t>(x.dim() - 1)), at::kInt);
+    std::copy_n(codes.indices.data(), indices.numel(), indices.mutable_data_ptr<std::int32_t>());
+    std::copy_n(codes.weights.data(), weights.numel(), weights.mutable_data_ptr<float>());
+    std::copy_n(codes.counts.data(), counts.numel(), counts.mutable_data_ptr<std::int32_t>());
+    return std::make_tuple(indices, weights, counts);
+  });
+}
+
+void check_codes(const Tensor& indices, const Tensor& weights, const char* what) {
+  TORCH_CHECK_VALUE(indices.sizes() == weights.sizes(),
+                    "lexico: ",
+                    what,
+                    "indices have shape ",
+                    indices.sizes(),
+                    " and weights ",
+                    weights.sizes(),
+                    ", must be equal");
+}
+
+Tensor decode(const Tensor& indices, const Tensor& weights, const Tensor& atoms) {
+  const Tensor d = atoms_of(atoms, "atoms");
+  const Tensor at_atoms = indices_of(indices, "indices", d.size(0));
+  const Tensor w = floats(weights, "weights");
+  check_codes(at_atoms, w, "");
+  const std::int64_t sparsity = w.size(-1), dim = d.size(1);
+  Tensor out = at::zeros(with_last(w, dim), at::kFloat);
+  const std::int64_t rows = out.numel() / dim;
+  const std::int32_t* index = at_atoms.const_data_ptr<std::int32_t>();
+  const float* weight = w.const_data_ptr<float>();
+  const float* atom = d.const_data_ptr<float>();
+  float* x = out.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, 256, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t slot = row * sparsity; slot < (row + 1) * sparsity; ++slot) {
+        if (index[slot] < 0) continue;
+        for (std::int64_t i = 0; i < dim; ++i)
+          x[row * dim + i] += weight[slot] * atom[index[slot] * dim + i];
+      }
+    }
+  });
+  return out;
+}
+
+// A dictionary whose codes keep fp32 weights.
+lexico::Dictionary exact_dictionary(const Tensor& atoms, lexico::Kind kind, std::int64_t sparsity) {
+  lexico::Dictionary dictionary;
+  dictionary.kind = kind;
+  dictionary.num_atoms = as_int(atoms.size(0), "num_atoms");
+  dictionary.dim = as_int(atoms.size(1), "dim");
+  dictionary.atoms.assign(atoms.const_data_ptr<float>(),
+                          atoms.const_data_ptr<float>() + atoms.numel());
+  dictionary.format.max_atoms = as_int(sparsity, "sparsity");
+  return dictionary;
+}
+
+// Of one sequence, [kv_heads, tokens, sparsity] each: to records [tokens, kv_heads] of so many
+// indices and then weights.
+void append_codes(lexico::CodedVectors& coded, const Tensor& indices, const Tensor& weights) {
+  const std::int64_t heads = indices.size(0), tokens = indices.size(1), sparsity = indices.size(2);
+  std::vector<std::uint8_t> records(
+      static_cast<std::size_t>(tokens * heads * coded.record_bytes()));
+  const auto half = static_cast<std::size_t>(sparsity) * sizeof(float);
+  TORCH_INTERNAL_ASSERT(static_cast<std::size_t>(coded.record_bytes()) == 2 * half);
+  std::uint8_t* record = records.data();
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t head = 0; head < heads; ++head, record += 2 * half) {
+      const std::int64_t first = (head * tokens + token) * sparsity;
+      std::memcpy(record, indices.const_data_ptr<std::int32_t>() + first, half);
+      std::memcpy(record + half, weights.const_data_ptr<float>() + first, half);
+    }
+  }
+  coded.append(records.data(), tokens);
+}
+
+Tensor attend(const Tensor& queries,
+              const Tensor& key_indices,
+              const Tensor& key_weights,
+              const Tensor& key_atoms,
+              const Tensor& value_indices,
+              const Tensor& value_weights,
+              const Tensor& value_atoms,
+              const std::optional<Tensor>& window_keys,
+              const std::optional<Tensor>& window_values,
+              std::optional<double> scale) {
+  const Tensor q = floats(queries, "queries", 3);
+  const Tensor kd = atoms_of(key_atoms, "key_atoms"), vd = atoms_of(value_atoms, "value_atoms");
+  const Tensor ki = indices_of(key_indices, "key_indices", kd.size(0)),
+               kw = floats(key_weights, "key_weights", 4);
+  const Tensor vi = indices_of(value_indices, "value_indices", vd.size(0)),
+               vw = floats(value_weights, "value_weights", 4);
+  check_codes(ki, kw, "key ");
+  check_codes(vi, vw, "value ");
+  const std::int64_t batch = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = kw.size(1),
+                     tokens = kw.size(2);
+  TORCH_CHECK_VALUE(kw.size(0) == batch && vw.sizes().slice(0, 3) == kw.sizes().slice(0, 3),
+                    "lexico: keys' codes have shape ",
+                    kw.sizes(),
+                    " and values' ",
+                    vw.sizes(),
+                    ", must be [",
+                    batch,
+                    ", kv_heads, tokens, sparsity]: queries have shape ",
+                    q.sizes());
+  TORCH_CHECK_VALUE(kv_heads > 0 && heads % kv_heads == 0,
+                    "lexico: ",
+                    heads,
+                    " query heads are no multiple of ",
+                    kv_heads,
+                    " KV heads");
+  TORCH_CHECK_VALUE(kd.size(1) == dim && vd.size(1) == dim,
+                    "lexico: queries are of dim ",
+                    dim,
+                    ", key_atoms of ",
+                    kd.size(1),
+                    ", value_atoms of ",
+                    vd.size(1),
+                    ", must be equal");
+  TORCH_CHECK_VALUE(window_keys.has_value() == window_values.has_value(),
+                    "lexico: window_keys and window_values come together");
+  Tensor wk, wv;
+  if (window_keys) {
+    wk = floats(*window_keys, "window_keys", 4), wv = floats(*window_values, "window_values", 4);
+    TORCH_CHECK_VALUE(wk.sizes() == wv.sizes() && wk.size(0) == batch && wk.size(1) == kv_heads &&
+                          wk.size(3) == dim,
+                      "lexico: window_keys have shape ",
+                      wk.sizes(),
+                      " and window_values ",
+                      wv.sizes(),
+                      ", must be [",
+                      batch,
+                      ", ",
+                      kv_heads,
+                      ", tokens, ",
+                      dim,
+                      "]");
+  }
+  return translated([&] {
+    const lexico::Dictionary keys = exact_dictionary(kd, lexico::Kind::kKeys, kw.size(3));
+    const lexico::Dictionary values = exact_dictionary(vd, lexico::Kind::kValues, vw.size(3));
+    const lexico::LayerAttention attention({&keys},
+                                           {&values},
+                                           {.kv_heads = as_int(kv_heads, "kv_heads"),
+                                            .group = as_int(heads / kv_heads, "group"),
+                                            .softmax_scale = static_cast<float>(scale.value_or(0)),
+                                            .page_tokens = tokens < 1024 ? 64 : 1024,
+                                            .threads = at::get_num_threads()});
+    std::vector<lexico::CodedVectors> coded;
+    coded.reserve(static_cast<std::size_t>(2 * batch));
+    std::vector<lexico::LayerAttention::Sequence> sequences;
+    for (std::int64_t i = 0; i < batch; ++i) {
+      coded.push_back(attention.coded_keys());
+      append_codes(coded.back(), ki[i], kw[i]);
+      coded.push_back(attention.coded_values());
+      append_codes(coded.back(), vi[i], vw[i]);
+      lexico::LayerAttention::Sequence sequence{
+          .keys = &coded[coded.size() - 2], .values = &coded.back(), .exact = {}};
+      if (wk.defined()) {
+        sequence.exact = {{.keys = wk.const_data_ptr<float>() + i * wk.stride(0),
+                           .values = wv.const_data_ptr<float>() + i * wv.stride(0),
+                           .head_stride = wk.size(2) * dim,
+                           .tokens = as_int(wk.size(2), "window tokens")}};
+      }
+      sequences.push_back(std::move(sequence));
+    }
+    Tensor out = at::zeros_like(q);
+    lexico::AttentionScratch scratch;
+    if (batch > 0)
+      attention.attend(
+          sequences, q.const_data_ptr<float>(), out.mutable_data_ptr<float>(), scratch);
+    return out;
+  });
+}
+
+lexico::ExactNumbers exact_numbers(const std::string& name) {
+  if (name == "float16") return lexico::ExactNumbers::kFloat16;
+  if (name == "bfloat16") return lexico::ExactNumbers::kBFloat16;
+  TORCH_CHECK_VALUE(
+      name == "float32", "lexico: exact is '", name, "', must be float16, bfloat16 or float32");
+  return lexico::ExactNumbers::kFloat32;
+}
+
+// Of all layers (lists of one), or of each layer (lists of `layers`); empty: the dictionary's own.
+void set_coding(lexico::CacheCoding& all,
+                std::map<int, lexico::CacheCoding>& single,
+                const std::string& kind,
+                const std::vector<std::int64_t>& atoms,
+                const std::vector<double>& tolerances,
+                std::int64_t layers) {
+  const auto fits = [&](std::size_t size) {
+    return size <= 1 || size == static_cast<std::size_t>(layers);
+  };
+  TORCH_CHECK_VALUE(fits(atoms.size()) && fits(tolerances.size()),
+                    "lexico: ",
+                    kind,
+                    " have ",
+                    atoms.size(),
+                    " sparsities and ",
+                    tolerances.size(),
+                    " tolerances, must be one, or one for each of ",
+                    layers,
+                    " layers");
+  const auto of_layer = [&](std::size_t layer) {
+    lexico::CacheCoding coding;
+    if (!atoms.empty()) coding.max_atoms = as_int(atoms[atoms.size() == 1 ? 0 : layer], "sparsity");
+    if (!tolerances.empty())
+      coding.relative_tolerance =
+          static_cast<float>(tolerances[tolerances.size() == 1 ? 0 : layer]);
+    return coding;
+  };
+  all = of_layer(0);
+  if (atoms.size() <= 1 && tolerances.size() <= 1) return;
+  for (std::int64_t layer = 0; layer < layers; ++layer)
+    single[static_cast<int>(layer)] = of_layer(static_cast<std::size_t>(layer));
+}
+
+// lexico::CompressedCache with tensors; calls wait for each other.
+class Cache : public torch::CustomClassHolder {
+ public:
+  Cache(lexico::DictionarySet dictionaries,
+        const lexico::CacheShape& shape,
+        const lexico::CacheOptions& options)
+      : cache_(std::move(dictionaries), shape, options) {}
+
+ private:
+  template <typename Call>
+  auto locked(Call&& call) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return translated(std::forward<Call>(call));
+  }
+
+ public:
+  std::int64_t add_sequence() {
+    return locked([&] { return std::int64_t{cache_.add_sequence()}; });
+  }
+  std::int64_t fork(std::int64_t sequence) {
+    return locked([&] { return std::int64_t{cache_.fork(as_int(sequence, "sequence"))}; });
+  }
+  void remove(std::int64_t sequence) {
+    locked([&] { cache_.remove(as_int(sequence, "sequence")); });
+  }
+  void clear() {
+    locked([&] { cache_.clear(); });
+  }
+  std::int64_t tokens(std::int64_t sequence, std::int64_t layer) {
+    return locked(
+        [&] { return cache_.tokens(as_int(sequence, "sequence"), as_int(layer, "layer")); });
+  }
+  std::int64_t coded_tokens(std::int64_t sequence, std::int64_t layer) {
+    return locked(
+        [&] { return cache_.coded_tokens(as_int(sequence, "sequence"), as_int(layer, "layer")); });
+  }
+  void truncate(std::int64_t sequence, std::int64_t tokens) {
+    locked([&] { cache_.truncate(as_int(sequence, "sequence"), tokens); });
+  }
+
+  void append(std::int64_t layer,
+              const std::vector<std::int64_t>& sequences,
+              const Tensor& keys,
+              const Tensor& values) {
+    const Tensor k = floats(keys, "keys", 4), v = floats(values, "values", 4);
+    const auto& shape = cache_.shape();
+    const auto batch = static_cast<std::int64_t>(sequences.size());
+    TORCH_CHECK_VALUE(k.sizes() == v.sizes() && k.size(0) == batch && k.size(1) == shape.kv_heads &&
+                          k.size(3) == shape.head_dim,
+                      "lexico: keys have shape ",
+                      k.sizes(),
+                      " and values ",
+                      v.sizes(),
+                      ", must be [",
+                      batch,
+                      ", ",
+                      shape.kv_heads,
+                      ", tokens, ",
+                      shape.head_dim,
+                      "]");
+    std::vector<lexico::NewTokens> tokens;
+    for (std::int64_t i = 0; i < batch; ++i) {
+      tokens.push_back({.sequence = as_int(sequences[static_cast<std::size_t>(i)], "sequence"),
+                        .tokens = k.size(2),
+                        .keys = k.const_data_ptr<float>() + i * k.stride(0),
+                        .values = v.const_data_ptr<float>() + i * v.stride(0),
+                        .token_stride = shape.head_dim,
+                        .head_stride = k.size(2) * shape.head_dim});
+    }
+    locked([&] { cache_.append(as_int(layer, "layer"), tokens); });
+  }
+
+  std::tuple<Tensor, Tensor> attend(std::int64_t layer,
+                                    const std::vector<std::int64_t>& sequences,
+                                    const Tensor& queries) {
+    const Tensor q = floats(queries, "queries", 3);
+    const auto& shape = cache_.shape();
+    const std::int64_t heads = std::int64_t{shape.kv_heads} * shape.group;
+    TORCH_CHECK_VALUE(q.size(0) == static_cast<std::int64_t>(sequences.size()) &&
+                          q.size(1) == heads && q.size(2) == shape.head_dim,
+                      "lexico: queries have shape ",
+                      q.sizes(),
+                      ", must be [",
+                      sequences.size(),
+                      ", ",
+                      heads,
+                      ", ",
+                      shape.head_dim,
+                      "]");
+    std::vector<int> of;
+    for (const std::int64_t sequence : sequences) of.push_back(as_int(sequence, "sequence"));
+    Tensor out = at::empty_like(q), log_sums = at::empty({q.size(0), heads}, at::kFloat);
+    locked([&] {
+      cache_.attend(as_int(layer, "layer"),
+                    of,
+                    q.const_data_ptr<float>(),
+                    out.mutable_data_ptr<float>(),
+                    log_sums.mutable_data_ptr<float>());
+    });
+    return {out, log_sums};
+  }
+
+  std::tuple<Tensor, Tensor> reconstruct(std::int64_t layer,
+                                         std::int64_t sequence,
+                                         std::int64_t first,
+                                         std::int64_t tokens) {
+    TORCH_CHECK_VALUE(tokens >= 0, "lexico: tokens is ", tokens, ", must be at least 0");
+    const auto& shape = cache_.shape();
+    Tensor keys = at::empty({tokens, shape.kv_heads, shape.head_dim}, at::kFloat),
+           values = at::empty_like(keys);
+    locked([&] {
+      cache_.reconstruct(as_int(layer, "layer"),
+                         as_int(sequence, "sequence"),
+                         first,
+                         tokens,
+                         keys.mutable_data_ptr<float>(),
+                         values.mutable_data_ptr<float>());
+    });
+    return {keys.transpose(0, 1), values.transpose(0, 1)};
+  }
+
+  std::int64_t bytes() {
+    return locked([&] { return static_cast<std::int64_t>(cache_.bytes()); });
+  }
+  std::int64_t sequence_bytes(std::int64_t sequence) {
+    return locked(
+        [&] { return static_cast<std::int64_t>(cache_.bytes(as_int(sequence, "sequence"))); });
+  }
+  std::int64_t bytes_for(std::int64_t tokens) {
+    return locked([&] { return static_cast<std::int64_t>(cache_.bytes_for(tokens)); });
+  }
+  c10::Dict<std::string, std::int64_t> counts() {
+    return locked([&] {
+      const lexico::CacheCounts& counts = cache_.counts();
+      c10::Dict<std::string, std::int64_t> dict;
+      dict.insert("coded_vectors", counts.coded_vectors);
+      dict.insert("saturated", counts.saturated);
+      dict.insert("not_finite", counts.not_finite);
+      dict.insert("exact_saturated", counts.exact_saturated);
+      dict.insert("own_atoms", counts.own_atoms);
+      return dict;
+    });
+  }
+  void save(std::int64_t sequence, const std::string& path) {
+    locked([&] { cache_.save(as_int(sequence, "sequence"), path); });
+  }
+  std::int64_t load(const std::string& path) {
+    return locked([&] { return std::int64_t{cache_.load(path)}; });
+  }
+
+ private:
+  std::mutex mutex_;
+  lexico::CompressedCache cache_;
+};
+
+c10::intrusive_ptr<Cache> make_cache(const std::string& dictionaries,
+                                     std::int64_t layers,
+                                     std::int64_t kv_heads,
+                                     std::int64_t group,
+                                     std::int64_t head_dim,
+                                     std::int64_t max_positions,
+                                     std::int64_t recent_window,
+                                     std::int64_t compress_chunk,
+                                     std::int64_t sink_tokens,
+                                     const std::vector<std::int64_t>& key_sparsity,
+                                     const std::vector<std::int64_t>& value_sparsity,
+                                     const std::vector<double>& key_tolerance,
+                                     const std::vector<double>& value_tolerance,
+                                     const std::string& selection,
+                                     const std::string& exact,
+                                     double adaptive_threshold,
+                                     std::int64_t adaptive_atoms,
+                                     std::int64_t page_tokens,
+                                     std::int64_t max_bytes,
+                                     std::int64_t threads) {
+  return translated([&] {
+    const lexico::CacheShape shape{.layers = as_int(layers, "layers"),
+                                   .kv_heads = as_int(kv_heads, "kv_heads"),
+                                   .group = as_int(group, "group"),
+                                   .head_dim = as_int(head_dim, "head_dim"),
+                                   .max_positions = max_positions};
+    lexico::CacheOptions options;
+    options.recent_window = as_int(recent_window, "recent_window");
+    options.compress_chunk = as_int(compress_chunk, "compress_chunk");
+    options.sink_tokens = as_int(sink_tokens, "sink_tokens");
+    set_coding(options.keys, options.layer_keys, "keys", key_sparsity, key_tolerance, layers);
+    set_coding(
+        options.values, options.layer_values, "values", value_sparsity, value_tolerance, layers);
+    options.selection = lexico::Selection::from(selection);
+    options.exact = exact_numbers(exact);
+    options.adaptive_threshold = static_cast<float>(adaptive_threshold);
+    options.adaptive_atoms = as_int(adaptive_atoms, "adaptive_atoms");
+    options.page_tokens = as_int(page_tokens, "page_tokens");
+    TORCH_CHECK_VALUE(max_bytes >= 0, "lexico: max_bytes is ", max_bytes, ", must be at least 0");
+    options.max_bytes = static_cast<std::size_t>(max_bytes);
+    options.threads = threads == 0 ? at::get_num_threads() : as_int(threads, "threads");
+    return c10::make_intrusive<Cache>(lexico::read_dictionaries(dictionaries), shape, options);
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY(lexico, m) {
+  m.def(
+      "encode(Tensor vectors, Tensor atoms, int sparsity, float tolerance=0.0, str "
+      "selection=\"omp\") -> (Tensor indices, Tensor weights, Tensor counts)");
+  m.def("decode(Tensor indices, Tensor weights, Tensor atoms) -> Tensor");
+  m.def(
+      "attend(Tensor queries, Tensor key_indices, Tensor key_weights, Tensor key_atoms, Tensor "
+      "value_indices, Tensor value_weights, Tensor value_atoms, "
+      "Tensor? window_keys=None, Tensor? window_values=None, float? scale=None) -> Tensor");
+  using torch::arg;
+  m.class_<Cache>("CompressedCache")
+      .def(torch::init(&make_cache),
+           "",
+           {arg("dictionaries"),
+            arg("layers"),
+            arg("kv_heads"),
+            arg("group"),
+            arg("head_dim"),
+            arg("max_positions") = 0,
+            arg("recent_window") = 32,
+            arg("compress_chunk") = 1,
+            arg("sink_tokens") = 0,
+            arg("key_sparsity") = std::vector<std::int64_t>{},
+            arg("value_sparsity") = std::vector<std::int64_t>{},
+            arg("key_tolerance") = std::vector<double>{},
+            arg("value_tolerance") = std::vector<double>{},
+            arg("selection") = "omp",
+            arg("exact") = "float16",
+            arg("adaptive_threshold") = 0.0,
+            arg("adaptive_atoms") = 64,
+            arg("page_tokens") = 256,
+            arg("max_bytes") = 0,
+            arg("threads") = 0})
+      .def("add_sequence", &Cache::add_sequence)
+      .def("fork", &Cache::fork)
+      .def("remove", &Cache::remove)
+      .def("clear", &Cache::clear)
+      .def("tokens", &Cache::tokens)
+      .def("coded_tokens", &Cache::coded_tokens)
+      .def("truncate", &Cache::truncate)
+      .def("append", &Cache::append)
+      .def("attend", &Cache::attend)
+      .def("reconstruct", &Cache::reconstruct)
+      .def("bytes", &Cache::bytes)
+      .def("sequence_bytes", &Cache::sequence_bytes)
+      .def("bytes_for", &Cache::bytes_for)
+      .def("counts", &Cache::counts)
+      .def("save", &Cache::save)
+      .def("load", &Cache::load);
+}
+
+// For every device, so that tensors elsewhere than in CPU memory are told what is missing. Shapes
+// without data: python/lexico/__init__.py.
+TORCH_LIBRARY_IMPL(lexico, CompositeExplicitAutograd, m) {
+  m.impl("encode", &encode);
+  m.impl("decode", &decode);
+  m.impl("attend", &attend);
+}
