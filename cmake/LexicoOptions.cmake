@@ -1,8 +1,16 @@
 # Every switch of the build, in one place.
-option(LEXICO_BUILD_LIB   "Build the lexico libraries"                                   ON)
-option(LEXICO_BUILD_APPS  "Build lexico-extract, lexico-train, lexico-eval (need torch)" ON)
+option(LEXICO_BUILD_LIB   "Build the core library"                                       ON)
+option(LEXICO_BUILD_DATA  "Build the libraries of text and activations (PCRE2, HDF5)"    ${PROJECT_IS_TOP_LEVEL})
+option(LEXICO_BUILD_APPS  "Build lexico-extract, lexico-train, lexico-eval (need torch)" ${PROJECT_IS_TOP_LEVEL})
 option(LEXICO_BUILD_TESTS "Build the tests"                                              ${PROJECT_IS_TOP_LEVEL})
 option(LEXICO_WERROR      "Treat warnings as errors"                                     OFF)
+
+if(LEXICO_BUILD_APPS AND NOT (LEXICO_BUILD_LIB AND LEXICO_BUILD_DATA))
+  message(FATAL_ERROR "LEXICO_BUILD_APPS=ON needs LEXICO_BUILD_LIB=ON and LEXICO_BUILD_DATA=ON")
+endif()
+if(LEXICO_BUILD_DATA AND NOT LEXICO_BUILD_LIB)
+  set(LEXICO_BUILD_DATA OFF)
+endif()
 
 set(LEXICO_CUDA AUTO CACHE STRING "CUDA backend: AUTO (if nvcc works), ON (or fail), OFF")
 set_property(CACHE LEXICO_CUDA PROPERTY STRINGS AUTO ON OFF)
