@@ -217,6 +217,7 @@ CompressedCache make_cache(const GenerateConfig& config, const ModelInfo& model)
   options.compress_chunk = config.compress_chunk;
   options.sink_tokens = config.sink_tokens;
   options.adaptive_threshold = static_cast<float>(config.adaptive_threshold);
+  options.page_tokens = 64;  // the least: prompts of a demonstration are short
   options.threads = config.threads;
   options.keys.max_atoms = options.values.max_atoms = config.sparsity;
   if (config.sparsity == 0) {
@@ -244,7 +245,7 @@ int run(int argc, char** argv) {
       "and what\nthe caches take. An example: the model's own attention wants dense keys and "
       "values, so they are\nreconstructed from the compressed cache before each step.",
       "Example:\n"
-      "  lexico-generate --model demo.pt --dictionary runs/quickstart --prompt \"The city of\"\n\n"
+      "  lexico-generate --model llama.pt --dictionary runs/llama --prompt \"The city of\"\n\n"
       "Exit codes: 0 done, 2 usage, 3 input that does not fit, 4 no memory, 75 interrupted.",
       "",
       {},
@@ -273,9 +274,8 @@ int run(int argc, char** argv) {
   const auto same = std::mismatch(with_full.begin(), with_full.end(), with_codes.begin()).first -
                     with_full.begin();
   const std::int64_t tokens = cache.tokens(compressed.sequence());
-  const double full_bytes = 4.0 * static_cast<double>(tokens) * info.layers * info.kv_heads *
-                            info.head_dim;  // keys and values of 2 bytes a number
-  const double bytes = static_cast<double>(cache.bytes(compressed.sequence()));
+  const std::int64_t full_bytes = 4 * tokens * info.layers * info.kv_heads * info.head_dim;
+  const std::size_t bytes = cache.bytes(compressed.sequence());
   const std::int64_t coded = cache.coded_tokens(compressed.sequence(), 0);
   const CacheCounts& counts = cache.counts();
   if (config.json) {
@@ -293,15 +293,15 @@ int run(int argc, char** argv) {
         1);
     return 0;
   }
-  const auto percent = [](double share) {
-    char digits[16];
-    std::snprintf(digits, sizeof digits, "%.0f %%", 100 * share);
-    return std::string(digits);
-  };
-  std::cout << "full cache        " << format_bytes(full_bytes) << " (" << tokens
-            << " tokens as 16-bit numbers)\n"
+  char share[32];
+  std::snprintf(share,
+                sizeof share,
+                "%.0f %%",
+                100 * static_cast<double>(bytes) / static_cast<double>(full_bytes));
+  std::cout << "full cache        " << format_bytes(static_cast<double>(full_bytes)) << " ("
+            << tokens << " tokens as 16-bit numbers)\n"
             << tokenizer.decode(with_full) << "\n\n"
-            << "compressed cache  " << format_bytes(bytes) << ", " << percent(bytes / full_bytes)
+            << "compressed cache  " << format_bytes(static_cast<double>(bytes)) << ", " << share
             << " (" << coded << " tokens coded, " << tokens - coded << " exact";
   if (counts.own_atoms > 0) std::cout << ", " << counts.own_atoms << " own atoms";
   std::cout << ")\n"

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class ToyDecoder(nn.Module):
             later = torch.arange(past + length)[None, :] > (past + torch.arange(length))[:, None]
             seen = torch.softmax(scores.masked_fill(later, -1e9), -1) @ torch.cat((past_values[layer], v), 2)
             hidden = hidden + seen.transpose(1, 2).reshape(batch, length, 16)
-            hidden = hidden / hidden.norm(dim=2, keepdim=True)
+            hidden = hidden / hidden.pow(2).sum(2, keepdim=True).sqrt()
         return hidden @ self.out, torch.stack(keys), torch.stack(values)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,20 +118,22 @@ def test_a_file_is_a_prompt_too(home):
 
 
 def test_bad_input_is_named(home):
-    def fails(code, message, *arguments):
-        done = programs.run(GENERATE, *arguments, code=code)
-        assert message in done.stderr.strip().splitlines()[-1], done.stderr
-
     base = ["--model", home / "toy.pt", "--dictionary", home / "run"]
-    fails(2, "model is missing", "--dictionary", home / "run", "--prompt", "x")
-    fails(2, "dictionary is missing", "--model", home / "toy.pt", "--prompt", "x")
-    fails(2, "one of --prompt TEXT and --prompt-file FILE", *base)
-    fails(2, "tokens is 0", *base, "--prompt", "x", "--tokens", 0)
-    fails(2, "are more than the 64 positions", *base, "--prompt", "x", "--tokens", 63)
-    fails(2, "recent_window is -1", *base, "--prompt", "x", "--recent-window", -1)
-    fails(3, "nowhere.pt", "--model", home / "nowhere.pt", "--dictionary", home / "run", "--prompt", "x")
-    fails(3, "has no method 'step'", "--model", home / "old.pt", "--dictionary", home / "run", "--prompt", "x")
-    fails(3, "nowhere", "--model", home / "toy.pt", "--dictionary", home / "nowhere", "--prompt", "x")
-    fails(3, "nothing.txt", *base, "--prompt-file", home / "nothing.txt")
+    cases = [
+        (2, "model is missing", ["--dictionary", home / "run", "--prompt", "x"]),
+        (2, "dictionary is missing", ["--model", home / "toy.pt", "--prompt", "x"]),
+        (2, "one of --prompt TEXT and --prompt-file FILE", [*base]),
+        (2, "tokens is 0", [*base, "--prompt", "x", "--tokens", 0]),
+        (2, "are more than the 64 positions", [*base, "--prompt", "x", "--tokens", 63]),
+        (2, "recent_window is -1", [*base, "--prompt", "x", "--recent-window", -1]),
+        (3, "nowhere.pt", ["--model", home / "nowhere.pt", "--dictionary", home / "run", "--prompt", "x"]),
+        (3, "has no method 'step'", ["--model", home / "old.pt", "--dictionary", home / "run", "--prompt", "x"]),
+        (3, "nowhere", ["--model", home / "toy.pt", "--dictionary", home / "nowhere", "--prompt", "x"]),
+        (3, "nothing.txt", [*base, "--prompt-file", home / "nothing.txt"]),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        for case, done in zip(cases, pool.map(lambda case: programs.run(GENERATE, *case[2], code=case[0]), cases)):
+            assert case[1] in done.stderr.strip().splitlines()[-1], done.stderr
+            assert done.stdout == ""
     help_text = programs.run(GENERATE, "--help").stdout
     assert "--recent-window" in help_text and "Example" in help_text
