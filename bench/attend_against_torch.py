@@ -34,15 +34,11 @@ def median(values):
 
 
 class Ours:
-    """lexico-bench attend, which times one round for every line it is sent."""
+    """lexico-bench with --json --turns, which times one round of `settings` for every line it is sent."""
 
-    def __init__(self, args, key_stage, sparsities):
-        self.name, self.settings = key_stage, len(args.context) * len(sparsities)
-        command = [args.bench, "attend", "--json", "--turns", "--key-stage", key_stage, "--context", ",".join(map(str, args.context)),
-                   "--sparsity", ",".join(map(str, sparsities)), "--repeats", str(args.rounds), "--threads", str(args.threads),
-                   "--batch", str(args.batch), "--kv-heads", str(args.kv_heads), "--group", str(args.group), "--dim", str(args.dim),
-                   "--num-atoms", str(args.num_atoms), "--window", str(args.window), "--format", args.format, "--clock", args.clock, "--least-ms", str(args.least_ms), "--compress-chunk", str(args.compress_chunk)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command, settings):
+        self.settings = settings
+        self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def line(self):
         text = self.process.stdout.readline()
@@ -60,6 +56,14 @@ class Ours:
         rows = [self.line() for _ in range(self.settings)]
         self.process.wait()
         return rows
+
+
+def our_attend(args, key_stage, sparsities):
+    command = [args.bench, "attend", "--json", "--turns", "--key-stage", key_stage, "--context", ",".join(map(str, args.context)),
+               "--sparsity", ",".join(map(str, sparsities)), "--repeats", args.rounds]  # fmt: skip
+    for name in ("threads", "batch", "kv_heads", "group", "dim", "num_atoms", "window", "format", "clock", "least_ms", "compress_chunk"):
+        command += ["--" + name.replace("_", "-"), getattr(args, name)]
+    return Ours(command, len(args.context) * len(sparsities))
 
 
 class Dense:
@@ -137,7 +141,7 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for attend.json and attend.svg")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ours = [Ours(args, stage, list_) for stage, list_ in (("post_rope", args.sparsity), ("pre_rope", args.pre_rope_sparsity)) if list_]
+    ours = [our_attend(args, stage, list_) for stage, list_ in (("post_rope", args.sparsity), ("pre_rope", args.pre_rope_sparsity)) if list_]
     dense = [Dense(args, context, dtype) for dtype in DTYPES for context in args.context]
     for _ in range(args.rounds):
         for one in ours:
@@ -149,10 +153,10 @@ def main():
     coded = [row for one in ours for row in one.results()]
 
     curves = {f"torch {dtype}": [(r["context"], r["ms"]) for r in dense if r["dtype"] == dtype] for dtype in DTYPES}
-    for row in coded:
-        curves.setdefault(f"s = {row['sparsity']}, keys {row['key_stage'].replace('_rope', '-RoPE')}", []).append((row["context"], row["ms"]))
+    for row in coded:  # a step: attention, and a new token's part in the compression
+        curves.setdefault(f"s = {row['sparsity']}, keys {row['key_stage'].replace('_rope', '-RoPE')}", []).append((row["context"], row["ms"] + row.get("append_ms", 0)))
     width = max(map(len, curves)) + 2
-    print("ms per token and layer, medians of", args.rounds, "rounds;", coded[0]["level"], "level,", args.threads, "threads,", args.clock, "clock")
+    print("ms per token and layer", "(appending and compressing it included)" if args.compress_chunk > 0 else "(attention alone)", "medians of", args.rounds, "rounds;", coded[0]["level"], "level,", args.threads, "threads,", args.clock, "clock")
     print("".ljust(width) + "".join(f"{c:>10}" for c in args.context) + "   break-even against bf16")
     best = [min(r["ms"] for r in dense if r["context"] == c) for c in args.context]
     for name, curve in curves.items():
@@ -165,7 +169,7 @@ def main():
     for row in coded:
         if row["context"] == args.context[-1]:
             print(f"s = {row['sparsity']} {row['key_stage']}: codes of a layer {row['coded_bytes'] / 1e6:.1f} MB, dense bf16 {dense[len(args.context) - 1]['bytes'] / 1e6:.1f} MB, "
-                  f"scratch {row['workspace_bytes'] / 1e6:.1f} MB, compressing one token {row.get('compress_ms', 0):.2f} ms")
+                  f"scratch {row['workspace_bytes'] / 1e6:.1f} MB, of {row['ms'] + row.get('append_ms', 0):.2f} ms a step appending takes {row.get('append_ms', 0):.2f}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "attend.json").write_text(json.dumps({"dense": dense, "coded": coded}, indent=1))

@@ -6,6 +6,13 @@ option(LEXICO_BUILD_TORCH "Build liblexico_torch.so for PyTorch (needs torch)"  
 option(LEXICO_BUILD_TESTS "Build the tests"                                              ${PROJECT_IS_TOP_LEVEL})
 option(LEXICO_WERROR      "Treat warnings as errors"                                     OFF)
 
+if(LEXICO_BUILD_APPS AND NOT (LEXICO_BUILD_LIB AND LEXICO_BUILD_DATA))
+  message(FATAL_ERROR "LEXICO_BUILD_APPS=ON needs LEXICO_BUILD_LIB=ON and LEXICO_BUILD_DATA=ON")
+endif()
+if(LEXICO_BUILD_DATA AND NOT LEXICO_BUILD_LIB)
+  set(LEXICO_BUILD_DATA OFF)
+endif()
+
 set(LEXICO_CUDA AUTO CACHE STRING "CUDA backend: AUTO (if nvcc works), ON (or fail), OFF")
 set_property(CACHE LEXICO_CUDA PROPERTY STRINGS AUTO ON OFF)
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -12,6 +11,8 @@
 #include "common/options.h"
 #include "common/program.h"
 #include "lexico-bench/attend_bench.h"
+#include "lexico-bench/cache_bench.h"
+#include "lexico-bench/rounds.h"
 #include "lexico/encoder.h"
 #include "lexico/error.h"
 
@@ -52,7 +53,8 @@ struct AttendConfig {
           "less; with one thread");
     visit("compress_chunk",
           self.compress_chunk,
-          "also time the compression of new tokens, so many at a time; 0: do not");
+          "also time the appending of new tokens to the cache, of which so many are compressed "
+          "together (the paper's n_a); 0: do not");
     visit("turns",
           self.turns,
           "wait for a line on stdin before each round, for a program that takes turns with this");
@@ -99,11 +101,6 @@ Json to_json(const AttendConfig& config, const AttendCase& c) {
           {"workspace_bytes", c.workspace_bytes()}};
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return 0.5 * (values[(values.size() - 1) / 2] + values[values.size() / 2]);
-}
-
 int attend(const AttendConfig& config) {
   AttendBench bench{config.batch,
                     config.kv_heads,
@@ -114,24 +111,27 @@ int attend(const AttendConfig& config) {
                     config.format,
                     key_stage_from(config.key_stage),
                     config.threads,
-                    config.seed};
+                    config.seed,
+                    {}};
+  const bool processor = config.clock == "processor";
   std::vector<AttendCase> cases;
-  std::vector<double> compression;  // per sparsity
+  std::vector<CacheCase> caches;  // per sparsity, if appending is timed
   for (const int sparsity : config.sparsity) {
-    compression.push_back(
-        config.compress_chunk > 0 ? time_compression(bench, sparsity, config.compress_chunk) : 0.0);
+    if (config.compress_chunk > 0) caches.emplace_back(bench, sparsity, config.compress_chunk);
     for (const std::int64_t context : config.context) {
       if (stop_requested()) throw Interrupted("interrupted; nothing was measured");
       cases.emplace_back(bench, context, sparsity);
     }
   }
-  std::vector<std::vector<double>> times(cases.size());
+  std::vector<std::vector<double>> times(cases.size()), append_times(caches.size());
   std::string line;
   for (int round = 0; round < config.repeats; ++round) {
     if (config.turns && !std::getline(std::cin, line)) break;
+    for (std::size_t i = 0; i < caches.size(); ++i)
+      append_times[i].push_back(caches[i].step_ms(config.least_ms, processor));
     for (std::size_t i = 0; i < cases.size(); ++i) {
       if (stop_requested()) throw Interrupted("interrupted; nothing was measured");
-      times[i].push_back(cases[i].time(config.least_ms, config.clock == "processor"));
+      times[i].push_back(cases[i].time(config.least_ms, processor));
       if (!config.json) continue;
       std::cout << json_text(Json{{"round", round},
                                   {"context", cases[i].context()},
@@ -148,29 +148,33 @@ int attend(const AttendConfig& config) {
         << " atoms, window " << config.window << ", " << config.batch << " x " << config.kv_heads
         << " KV heads of " << config.group << " x " << config.dim << ", level " << cpu_level()
         << "\n\n"
-        << " context   s   ms per token  fastest  slowest  compressing   layer's codes  scratch\n";
+        << " context   s   ms per token  fastest  slowest  appending   layer's codes  scratch\n";
   for (std::size_t i = 0; i < cases.size(); ++i) {
     const AttendCase& c = cases[i];
     const auto [best, worst] = std::minmax_element(times[i].begin(), times[i].end());
-    const double compress_ms = compression[i / config.context.size()];
+    const double append_ms = caches.empty() ? 0.0 : median(append_times[i / config.context.size()]);
     if (config.json) {
       Json json = to_json(config, c);
       json["ms"] = median(times[i]);
       json["all_ms"] = times[i];
-      if (config.compress_chunk > 0) json["compress_ms"] = compress_ms;
+      if (!caches.empty()) {
+        json["compress_chunk"] = config.compress_chunk;
+        json["append_ms"] = append_ms;
+        json["all_append_ms"] = append_times[i / config.context.size()];
+      }
       std::cout << json_text(json, -1);
       continue;
     }
     char text[160];
     std::snprintf(text,
                   sizeof text,
-                  "%8lld %3d  %12.3f %8.3f %8.3f %12.3f  %14s  %s\n",
+                  "%8lld %3d  %12.3f %8.3f %8.3f %10.3f  %14s  %s\n",
                   static_cast<long long>(c.context()),
                   c.sparsity(),
                   median(times[i]),
                   *best,
                   *worst,
-                  compress_ms,
+                  append_ms,
                   format_bytes(static_cast<double>(c.coded_bytes())).c_str(),
                   format_bytes(static_cast<double>(c.workspace_bytes())).c_str());
     std::cout << text;
@@ -187,7 +191,10 @@ int attend_main(int argc, char** argv) {
       "lexico-bench attend",
       "Times decode attention of one layer on random codes: milliseconds per token and layer, the\n"
       "products with the dictionaries included, every call with the codes and dictionaries of\n"
-      "another layer. bench/attend_against_torch.py compares it with dense attention in turns.",
+      "another layer; and the appending of new tokens to a compressed cache, the mean over steps "
+      "with\n"
+      "and without compression. bench/attend_against_torch.py compares it with dense attention in "
+      "turns.",
       "Examples:\n"
       "  lexico-bench attend --context 1024,32768 --sparsity 4,8,16 --threads 2\n"
       "  lexico-bench attend --key-stage pre_rope --sparsity 4 --json",
@@ -196,11 +203,7 @@ int attend_main(int argc, char** argv) {
       ""};
   if (!parse_command_line(program, options, argc, argv)) return 0;
   config.validate();
-  if (config.cpu == "auto") {
-    unsetenv("LEXICO_CPU");
-  } else {
-    setenv("LEXICO_CPU", config.cpu.c_str(), 1);
-  }
+  use_cpu_level(config.cpu);
   watch_stop_signals();
   return attend(config);
 }

@@ -2,21 +2,13 @@
 #include "lexico-bench/attend_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <ctime>
 #include <random>
 
+#include "lexico-bench/rounds.h"
 #include "lexico/attention.h"
 
 namespace lexico::apps {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
 
 std::vector<float> normals(std::size_t count, std::mt19937_64& random) {
   std::normal_distribution<float> normal;
@@ -48,6 +40,17 @@ Dictionary random_dictionary(const AttendBench& b,
       d.format.weight_levels.push_back(static_cast<float>(i - 16) / 32.0f);
   return d;
 }
+
+Rope usual_rope(int dim) {
+  Rope rope;
+  rope.kind = "default";
+  rope.rotary_dim = dim / 2 * 2;
+  for (int i = 0; i < dim / 2; ++i)
+    rope.inverse_frequencies.push_back(std::pow(10000.0, -2.0 * i / dim));
+  return rope;
+}
+
+namespace {
 
 // Any bytes are codes; scales and weights stay of the size of real ones.
 void append_random(CodedVectors& to,
@@ -82,15 +85,6 @@ void append_random(CodedVectors& to,
   }
 }
 
-Rope usual_rope(int dim) {
-  Rope rope;
-  rope.kind = "default";
-  rope.rotary_dim = dim / 2 * 2;
-  for (int i = 0; i < dim / 2; ++i)
-    rope.inverse_frequencies.push_back(std::pow(10000.0, -2.0 * i / dim));
-  return rope;
-}
-
 struct Layer {
   Dictionary keys, values;
   std::unique_ptr<LayerAttention> attention;
@@ -121,8 +115,6 @@ AttendCase::AttendCase(const AttendBench& b, std::int64_t context, int sparsity)
   options.threads = b.threads;
   const std::int64_t coded = std::max<std::int64_t>(0, context - b.window);
   const int window = static_cast<int>(context - coded);
-  // As many layers as a large last-level cache does not hold, 32 at most as in a model.
-  constexpr double kBeyondCaches = 96e6;
   int layers = 1;
   for (int i = 0; i < layers; ++i) {
     auto layer = std::make_unique<Layer>();
@@ -167,18 +159,10 @@ AttendCase::AttendCase(AttendCase&&) noexcept = default;
 
 double AttendCase::time(double least_ms, bool processor) {
   Impl& impl = *impl_;
-  const auto begin = Clock::now();
-  const std::clock_t processor_begin = std::clock();
-  int calls = 0;
-  do {
+  return ms_per_call(least_ms, processor, [&] {
     const Layer& layer = *impl.layers[impl.next++ % impl.layers.size()];
     layer.attention->attend(layer.sequences, impl.queries.data(), impl.out.data(), impl.scratch);
-    ++calls;
-  } while (since(begin) < least_ms);
-  const double ms = processor
-                        ? 1e3 * static_cast<double>(std::clock() - processor_begin) / CLOCKS_PER_SEC
-                        : since(begin);
-  return ms / calls;
+  });
 }
 
 std::int64_t AttendCase::context() const { return impl_->context; }
@@ -190,28 +174,5 @@ std::size_t AttendCase::coded_bytes() const {
   return bytes;
 }
 std::size_t AttendCase::workspace_bytes() const { return impl_->scratch.memory.size(); }
-
-double time_compression(const AttendBench& b, int sparsity, int chunk) {
-  std::mt19937_64 random(b.seed + 2);
-  EncodeOptions options;
-  options.threads = b.threads;
-  double ms = 0;
-  for (const Kind kind : kBothKinds) {
-    const Dictionary d = random_dictionary(b, kind, sparsity, random);
-    Codec codec(d, options);
-    const std::int64_t rows = std::int64_t{chunk} * b.kv_heads * b.batch;
-    const std::vector<float> vectors = normals(static_cast<std::size_t>(rows * b.dim), random);
-    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(rows * codec.bytes_per_vector()));
-    double best = 0;
-    for (int repeat = 0; repeat < 4; ++repeat) {
-      const auto begin = Clock::now();
-      codec.encode(vectors.data(), rows, bytes.data());
-      const double now = since(begin);
-      if (repeat == 1 || (repeat > 1 && now < best)) best = now;  // the first one prepares
-    }
-    ms += best / chunk;
-  }
-  return ms;
-}
 
 }  // namespace lexico::apps

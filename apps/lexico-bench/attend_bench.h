@@ -2,10 +2,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
+#include "lexico/dictionary.h"
+#include "lexico/encoder.h"
 #include "lexico/kind.h"
+#include "lexico/rope.h"
 
 namespace lexico::apps {
 
@@ -18,7 +22,18 @@ struct AttendBench {
   KeyStage key_stage = KeyStage::kPostRope;
   int threads = 0;
   std::uint64_t seed = 0;
+  Selection selection = {};  ///< of pursuit, where vectors are coded
 };
+
+/// Layers are as many as a large last-level cache does not hold, 32 at most as in a model.
+inline constexpr double kBeyondCaches = 96e6;  // bytes
+
+std::vector<float> normals(std::size_t count, std::mt19937_64& random);
+Dictionary random_dictionary(const AttendBench& bench,
+                             Kind kind,
+                             int sparsity,
+                             std::mt19937_64& random);
+Rope usual_rope(int dim);
 
 /// One setting, ready to be timed. As in a model, each call is of another layer with a dictionary
 /// and codes of its own, so that caches hold no more of them than they would there.
@@ -42,9 +57,5 @@ class AttendCase {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Milliseconds that compressing one token takes in one layer: keys and values of all KV heads of
-/// all sequences, `chunk` tokens at a time.
-double time_compression(const AttendBench& bench, int sparsity, int chunk);
 
 }  // namespace lexico::apps

@@ -2,7 +2,6 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -13,6 +12,8 @@
 #include "lexico-bench/attend.h"
 #include "lexico-bench/bench_case.h"
 #include "lexico-bench/encode_bench.h"
+#include "lexico-bench/prefill.h"
+#include "lexico-bench/rounds.h"
 #include "lexico/error.h"
 
 namespace lexico::apps {
@@ -197,10 +198,11 @@ int encode(const Config& config) {
 
 constexpr const char* kUsage =
     "lexico-bench measures how fast parts of lexico run on this machine.\n\n"
-    "Usage: lexico-bench encode|attend [options]\n\n"
+    "Usage: lexico-bench encode|attend|prefill [options]\n\n"
     "  encode    sparse coding: vectors per second, error, memory\n"
-    "  attend    attention on codes: time per token and layer\n\n"
-    "lexico-bench encode --help and attend --help list the options.\n";
+    "  attend    attention on codes: time per token and layer\n"
+    "  prefill   compression of a prompt: time per layer, tokens per second\n\n"
+    "--help after either lists the options.\n";
 
 int main_body(int argc, char** argv) {
   const std::string_view command = argc > 1 ? argv[1] : "";
@@ -213,11 +215,12 @@ int main_body(int argc, char** argv) {
     return 0;
   }
   if (command == "attend") return attend_main(argc - 1, argv + 1);
+  if (command == "prefill") return prefill_main(argc - 1, argv + 1);
   if (command != "encode") {
     throw InvalidArgument((command.empty()
                                ? std::string("what is to be measured is missing")
                                : "'" + std::string(command) + "' is nothing to measure") +
-                          ", must be: encode or attend (see --help)");
+                          ", must be: encode, attend or prefill (see --help)");
   }
   Config config;
   std::vector<Option> options = options_of(config);
@@ -237,11 +240,7 @@ int main_body(int argc, char** argv) {
                             ""};
   if (!parse_command_line(program, options, argc - 1, argv + 1)) return 0;
   config.validate();
-  if (config.cpu == "auto") {
-    unsetenv("LEXICO_CPU");
-  } else {
-    setenv("LEXICO_CPU", config.cpu.c_str(), 1);
-  }
+  use_cpu_level(config.cpu);
   watch_stop_signals();
   return encode(config);
 }

@@ -9,7 +9,9 @@ set(rules  # folder | what it must not include
   "lib/src/store|${torch}|${apps_only}|cuda_runtime"
   "lib/src/model|hdf5|H5|${apps_only}|cuda_runtime"
   "lib/src/training|hdf5|H5|${apps_only}|cuda_runtime"
-  "apps|kernels/|${torch}|hdf5|H5|cuda")
+  "apps|kernels/|${torch}|hdf5|H5|cuda"
+  "examples/consumer|kernels/|${torch}|hdf5|H5|cuda|nlohmann/|${apps_only}"
+  "examples|kernels/|${torch}|hdf5|H5|cuda")
 set(broken "")
 foreach(rule IN LISTS rules)
   string(REGEX MATCH "^([^|]*)\\|(.*)$" _ "${rule}")

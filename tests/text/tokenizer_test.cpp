@@ -51,6 +51,21 @@ TEST_P(Golden, IdsEqualThoseOfTokenizers) {
   EXPECT_GT(num_cases, 20);
 }
 
+TEST_P(Golden, DecodingGivesTheTextBack) {
+  const std::string style = GetParam();
+  if (style == "unknown" || style == "steps") GTEST_SKIP() << "loses bytes, or adds spaces";
+  const Tokenizer tokenizer = fixture_tokenizer(style);
+  for (const Json& c : fixture_json("golden.json")) {
+    if (c["tokenizer"] != style) continue;
+    const std::string text = tokenizer.decode(c["ids"].get<Ids>());
+    if (style == "qwen2") {  // whose ids are those of the text in NFC
+      EXPECT_EQ(tokenizer.encode(text), c["ids"].get<Ids>()) << c["text"];
+    } else {
+      EXPECT_EQ(text, c["text"].get<std::string>());
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Styles,
                          Golden,
                          testing::Values("gpt2", "llama3", "qwen2", "unknown", "steps"),
@@ -114,6 +129,15 @@ TEST(Tokenizer, EncodeAppends) {
   ASSERT_EQ(ids.size(), alone.size() + 1);
   EXPECT_EQ(ids[0], -7);
   EXPECT_TRUE(std::equal(alone.begin(), alone.end(), ids.begin() + 1));
+}
+
+TEST(Tokenizer, DecodingCutCharactersAndUnknownIds) {
+  const Tokenizer tokenizer = fixture_tokenizer("gpt2");
+  EXPECT_EQ(tokenizer.decode({}), "");
+  EXPECT_EQ(tokenizer.decode({-1, tokenizer.vocab_size(), 1 << 30}), "");
+  const std::int32_t first_of_two = *tokenizer.id_of("\u00c3");  // the byte C3
+  EXPECT_EQ(tokenizer.decode({first_of_two}), "\uFFFD");
+  EXPECT_EQ(tokenizer.decode({first_of_two, *tokenizer.id_of("\u00a9")}), "\u00e9");
 }
 
 TEST(Tokenizer, EmptyTextHasNoIds) {

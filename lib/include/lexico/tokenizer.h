@@ -33,6 +33,10 @@ class Tokenizer {
   void encode(std::string_view text, std::vector<std::int32_t>& ids) const;
   std::vector<std::int32_t> encode(std::string_view text) const;
 
+  /// The text of `ids`, that of added tokens as written. Parts that are not UTF-8, as where a
+  /// character's ids are cut, become U+FFFD; an id that no token has adds nothing.
+  std::string decode(const std::vector<std::int32_t>& ids) const;
+
   int vocab_size() const;  ///< largest id + 1, added tokens included
   std::optional<std::int32_t> id_of(
       std::string_view token) const;  ///< of a token as written in the file

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <utility>
 
 #include "text/bpe.h"
@@ -149,6 +150,16 @@ struct Tokenizer::Impl {
     cut(steps[step], piece, [&](const Piece& part) { run(step + 1, part, words, ids); });
   }
 
+  /// Made when first asked for: most programs only encode.
+  const std::vector<std::string>& bytes_of_ids() const {
+    std::call_once(decoding, [this] {
+      id_bytes.resize(static_cast<std::size_t>(vocab_size));
+      for (const auto& [token, id] : vocab)
+        id_bytes[static_cast<std::size_t>(id)] = text::bytes_of_token(token);
+    });
+    return id_bytes;
+  }
+
   text::Bpe bpe;
   std::unordered_map<std::string, std::int32_t> vocab;  ///< added tokens included
   text::AddedTokenFinder added, added_normalized;
@@ -157,6 +168,8 @@ struct Tokenizer::Impl {
   std::optional<std::int32_t> bos_id;
   std::int32_t vocab_size = 0;
   std::uint64_t cache_owner = next_owner();
+  mutable std::once_flag decoding;
+  mutable std::vector<std::string> id_bytes;
 };
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -177,6 +190,14 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> ids;
   encode(text, ids);
   return ids;
+}
+
+std::string Tokenizer::decode(const std::vector<std::int32_t>& ids) const {
+  const std::vector<std::string>& bytes = impl_->bytes_of_ids();
+  std::string text;
+  for (const std::int32_t id : ids)
+    if (id >= 0 && id < vocab_size()) text += bytes[static_cast<std::size_t>(id)];
+  return text::valid_utf8_prefix(text) == text.size() ? text : text::replace_invalid_utf8(text);
 }
 
 int Tokenizer::vocab_size() const { return impl_->vocab_size; }

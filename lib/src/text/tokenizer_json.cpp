@@ -369,6 +369,11 @@ Json parse(const std::string& path) {
 
 }  // namespace
 
+std::string bytes_of_token(const std::string& token) {
+  static const ByteAlphabet alphabet;
+  return alphabet.bytes(token).value_or(token);
+}
+
 TokenizerJson read_tokenizer_json(const std::string& path) {
   const Json json = parse(path);
   const Field file(json, path, "");

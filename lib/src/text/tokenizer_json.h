@@ -30,6 +30,10 @@ struct TokenizerJson {
   std::optional<std::int32_t> bos_id;
 };
 
+/// The bytes that a token of byte-level BPE stands for; a token with a character of no byte stands
+/// for itself, as in `tokenizers`.
+std::string bytes_of_token(const std::string& token);
+
 /// @throws IoError naming the file, the field and its value.
 TokenizerJson read_tokenizer_json(const std::string& path);
 

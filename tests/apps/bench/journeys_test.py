@@ -110,12 +110,17 @@ def test_memory_at_4096_atoms():
 
 
 def test_bad_input_is_named(case, tmp_path):
-    fails(2, "must be: encode or attend")
+    fails(2, "must be: encode, attend or prefill")
     fails(2, "context is 0, must be >= 1", "attend", "--context", 0)
     fails(2, "format is 'exact'", "attend", "--format", "exact")
     fails(2, "key stage", "attend", "--key-stage", "rope")
     fails(2, "LEXICO_CPU is 'mmx'", "attend", "--cpu", "mmx")
     fails(2, "max_atoms is 17, must be in [0, 16]", "attend", "--sparsity", 17, "--dim", 16)
+    fails(2, "tokens is 0, must be >= 1", "prefill", "--tokens", 0)
+    fails(2, "format is 'exact', must be packed or fp8-int16", "prefill", "--format", "exact")
+    fails(2, "ols-99", "prefill", "--selection", "ols-99")
+    fails(2, "LEXICO_CPU is 'mmx'", "prefill", "--cpu", "mmx")
+    fails(2, "max_atoms is 17, must be in [0, 16]", "prefill", "--sparsity", 17, "--dim", 16)
     fails(2, "'decode' is nothing to measure", "decode")
     fails(2, "ols-99", "encode", "--selection", "ols-99")
     fails(2, "repeats is 0", "encode", "--repeats", 0)
@@ -135,7 +140,7 @@ def test_bad_input_is_named(case, tmp_path):
 
 
 def test_help_teaches():
-    assert "lexico-bench encode|attend [options]" in run("--help").stdout
+    assert "lexico-bench encode|attend|prefill [options]" in run("--help").stdout
     out = run("encode", "--help").stdout
     assert "--selection" in out and "Examples:" in out and "avx512vnni, amx" in out
     assert run("--version").stdout.startswith("lexico-bench ")
@@ -162,10 +167,46 @@ def test_attend_says_what_was_measured():
         assert [(r["context"], r["sparsity"]) for r in results] == [(300, 4), (700, 4), (300, 6), (700, 6)]
         for i, result in enumerate(results):
             assert result["all_ms"] == [r["ms"] for r in rounds[i::4]] and min(result["all_ms"]) > 0
-            assert result["compress_ms"] > 0 and result["layers"] > 1
+            assert len(result["all_append_ms"]) == 2 and min(result["all_append_ms"]) > 0 and result["layers"] > 1
         # One page of 1024 tokens for keys and one for values, of 8 + s * (8 + 5) bits a vector.
         assert results[0]["coded_bytes"] == 2 * (2 * 1024 * (8 + 4 * 13) // 8 + 32)
     assert "700   4" in run("attend", "--sparsity", "4", "--format", "fp8-int16", *SMALL).stdout
+
+
+def test_attend_leaves_appending_out_when_told():
+    row = json.loads(run("attend", "--json", "--compress-chunk", 0, *SMALL).stdout.splitlines()[-1])
+    assert row["ms"] > 0 and "append_ms" not in row
+
+
+PROMPTS = ["--num-atoms", 256, "--dim", 64, "--kv-heads", 2, "--tokens", "100,300", "--least-ms", 0, "--repeats", 2]
+
+
+def test_prefill_says_what_was_measured():
+    for stage in ("post_rope", "pre_rope"):
+        lines = run("prefill", "--json", "--key-stage", stage, "--sparsity", "4,6", "--format", "packed", "--format", "fp8-int16", "--layers", 10, *PROMPTS).stdout
+        rows = [json.loads(line) for line in lines.splitlines()]
+        rounds, results = rows[:16], rows[16:]
+        assert [(r["format"], r["sparsity"], r["tokens"]) for r in results] == [
+            (f, s, t) for f in ("packed", "fp8-int16") for s in (4, 6) for t in (100, 300)]  # fmt: skip
+        for i, result in enumerate(results):
+            assert result["all_ms"] == [r["ms"] for r in rounds[i::8]] and min(result["all_ms"]) > 0
+            assert result["coded_tokens"] == max(0, result["tokens"] - 128)  # the window is 128
+            assert result["vectors_per_s"] == pytest.approx(2 * 2 * result["coded_tokens"] * 1e3 / result["ms"])
+            assert result["layer_tokens_per_s"] == pytest.approx(result["tokens"] * 1e3 / result["ms"])
+            assert result["model_tokens_per_s"] == pytest.approx(result["layer_tokens_per_s"] / 10)
+        assert results[1]["ms"] > results[0]["ms"]  # the shorter prompt fits the window
+    assert " 300   4  packed" in run("prefill", "--sparsity", "4", *PROMPTS).stdout
+
+
+@pytest.mark.parametrize("script, words", [("attend", ["--context", "200,400"]), ("prefill", ["--tokens", "100,300"])])
+def test_comparison_with_torch_runs(tmp_path, script, words):
+    out = tmp_path / ("out" if script == "attend" else "out.json")
+    done = subprocess.run([sys.executable, str(ROOT / f"bench/{script}_against_torch.py"), "--bench", BENCH, *words, "--num-atoms", "256", "--dim", "64",
+                           "--kv-heads", "2", "--sparsity", "4", "--least-ms", "0", "--rounds", "2", "--out", str(out)], capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "s = 4" in done.stdout and "torch bf16" in done.stdout
+    found = json.loads((out / "attend.json" if script == "attend" else out).read_text())
+    assert all(row["ms"] > 0 for row in found["dense"] + found["coded"])
 
 
 def test_attend_takes_turns():
