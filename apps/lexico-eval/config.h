@@ -20,7 +20,10 @@ struct EvalConfig : ModelTextConfig {
   int threads = 0;
   double tolerance = 0;
   std::uint64_t seed = 0;
-  int recent_window = 32, sink_tokens = 0, chunk = 0;
+  std::vector<int> recent_window, sink_tokens{0};
+  std::vector<double> adaptive_threshold{0}, budget;
+  std::vector<std::string> coding{"file", "fp8-int16", "fitted"};
+  int adaptive_atoms = 64, compress_chunk = 1, chunk = 0;
   std::int64_t perplexity_tokens = 12288;
   bool sparse_autoencoder = false, perplexity = false, no_baselines = false, overwrite = false,
        dry_run = false, json = false;
@@ -57,11 +60,30 @@ struct EvalConfig : ModelTextConfig {
           self.perplexity,
           "also run the model on the texts with its cache compressed by each coder: perplexity and "
           "KL of the next token");
-    visit("recent_window", self.recent_window, "perplexity: latest tokens that stay exact");
+    visit("coding",
+          self.coding,
+          "perplexity: how dictionaries code: 'file' (the packed format in the file), 'fp8-int16' "
+          "(at each of sparsity), 'fitted' (with fit: at each of bits)");
+    visit("recent_window",
+          self.recent_window,
+          "perplexity: latest tokens that stay exact; none given: 32, with budget a range");
     visit("sink_tokens", self.sink_tokens, "perplexity: first tokens that stay exact");
+    visit("adaptive_threshold",
+          self.adaptive_threshold,
+          "perplexity: relative error from which on a vector joins the sequence's own atoms; 0: "
+          "off");
+    visit("adaptive_atoms",
+          self.adaptive_atoms,
+          "perplexity: own atoms a sequence may have, per layer and kind");
+    visit("compress_chunk", self.compress_chunk, "perplexity: tokens compressed at once, at least");
+    visit("budget",
+          self.budget,
+          "perplexity at this part of the full cache's fp16 bytes, as 0.2: trades the window "
+          "against atoms, and atoms of keys against those of values, in place of the lists");
     visit("chunk",
           self.chunk,
-          "perplexity: tokens read at once; 0: recent_window (or 32); 1: token by token");
+          "perplexity: tokens read at once; 0: the smallest recent_window (or 32), with budget 8; "
+          "1: token by token");
     visit("perplexity_tokens",
           self.perplexity_tokens,
           "perplexity: tokens of each text, in whole sequences; 0: all");

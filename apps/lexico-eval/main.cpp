@@ -89,6 +89,16 @@ SamplesOrigin add_baselines(const MeasureOptions& options,
   return origin;
 }
 
+/// @throws InvalidArgument without text; IoError if the model cannot read on from a cache.
+void require_step(const EvalConfig& config, const TextTools& tools) {
+  if (!tools.model)
+    throw InvalidArgument("perplexity needs text and --model FILE: activations cannot be run");
+  if (!tools.model->info().has_step)
+    throw IoError(config.model +
+                  ": perplexity needs a model with the method 'step'; export it again with "
+                  "tools/export_model.py");
+}
+
 int evaluate(const EvalConfig& config, const std::string& command) {
   std::vector<Contender> contenders = read_contenders(config.dictionary);
   MeasureOptions options;
@@ -115,13 +125,37 @@ int evaluate(const EvalConfig& config, const std::string& command) {
   std::vector<std::string> notes = check_fit(contenders, sources, options.layers, config);
   SamplesOrigin samples;
   if (!config.no_baselines) samples = add_baselines(options, sources, contenders, notes);
-  if (config.perplexity && !tools.model)
-    throw InvalidArgument("perplexity needs text and --model FILE: activations cannot be run");
+  if (config.perplexity) require_step(config, tools);
+  const RateOptions rates{config.bits,
+                          config.fit_vectors,
+                          !config.no_baselines,
+                          config.sparse_autoencoder ? config.autoencoder_vectors : -1};
+  const std::vector<RateCoder> coders =
+      make_rate_coders(contenders,
+                       fit && !config.dry_run ? &*fit : nullptr,
+                       contenders.front().set.dictionaries.front().dim,
+                       options,
+                       rates);
+  std::vector<TextLengths> texts;
+  std::vector<CacheSettings> caches;
+  if (config.perplexity) {
+    texts = texts_to_read(sources, config.perplexity_tokens);
+    if (texts.empty())
+      throw InvalidArgument("perplexity needs text with sequences of two tokens or more");
+    const ModelInfo& model = tools.model->info();
+    caches = config.budget.empty()
+                 ? listed_settings(config, coders, model, texts, notes)
+                 : budget_settings(config, contenders, coders, model, texts, notes);
+    if (caches.empty())
+      notes.push_back("No perplexity: no coder has keys and values of all layers.");
+  }
   if (config.dry_run) {
     for (const std::string& note : notes) log_warning(note);
-    print_plan(contenders, sources, options, config.json);
+    print_plan(contenders, sources, options, caches, tools, texts, config.json);
     if (fit || config.perplexity)
-      log_info("fitting codes, comparing them at equal bits and perplexity are not in this time");
+      log_info(
+          "fitting codes, comparing them at equal bits and perplexity are not in this time" +
+          std::string(fit && config.perplexity ? "; settings of fitted codes are not listed" : ""));
     return 0;
   }
 
@@ -132,20 +166,9 @@ int evaluate(const EvalConfig& config, const std::string& command) {
                                  "vectors of " + samples.dataset +
                                      ", which are left out where that baseline is measured on it");
   measure_all(contenders, sources, options, samples.dataset, samples.tokens, report);
-  const RateOptions rates{config.bits,
-                          config.fit_vectors,
-                          !config.no_baselines,
-                          config.sparse_autoencoder ? config.autoencoder_vectors : -1};
-  const std::vector<RateCoder> coders =
-      make_rate_coders(contenders, fit ? &*fit : nullptr, report.dim, options, rates);
   measure_rates(coders, sources, options, report);
-  if (config.perplexity)
-    measure_perplexity(
-        *tools.model,
-        coders,
-        sources,
-        {config.recent_window, config.sink_tokens, config.chunk, config.perplexity_tokens},
-        report);
+  if (!caches.empty())
+    measure_perplexity(*tools.model, caches, sources, config, options.encode, report);
   for (const std::string& note : report.notes) log_warning(note);
 
   if (output) {
@@ -170,9 +193,17 @@ int main_body(int argc, char** argv) {
       "  lexico-eval --dictionary runs/a --data wiki=test.h5 --ood code=code.h5 --output "
       "runs/a/eval\n"
       "  lexico-eval --dictionary runs/a --model m.pt --data test.txt --ood tweets.jsonl\n"
-      "  lexico-eval --dictionary a=runs/a b=runs/b --data test.h5 --sparsity 4,8",
+      "  lexico-eval --dictionary a=runs/a b=runs/b --data test.h5 --sparsity 4,8\n"
+      "  lexico-eval --dictionary runs/a --model m.pt --data test.txt --perplexity --window "
+      "32,128\n"
+      "  lexico-eval --dictionary runs/a --model m.pt --data test.txt --budget 0.2",
       "data",
-      {{"output", "-o"}, {"dictionary", "-d"}, {"ood", "--out-of-domain"}},
+      {{"output", "-o"},
+       {"dictionary", "-d"},
+       {"ood", "--out-of-domain"},
+       {"recent_window", "--window"},
+       {"sink_tokens", "--sinks"},
+       {"adaptive_threshold", "--adaptive"}},
       "libtorch " + torch_version() + ", HDF5 " + hdf5_version()};
   if (!parse_command_line(program, options, argc, argv)) return 0;
   config.validate();

@@ -22,7 +22,7 @@ OutputFolder::OutputFolder(const std::string& path, bool overwrite) : path_(path
     throw ResourceError(path + ": cannot write a report there: it is not a folder");
   }
   if (!overwrite)
-    for (const char* name : {"report.json", "report.csv", "report.html"})
+    for (const char* name : {"report.json", "report.csv", "report.html", "cache_effects.csv"})
       if (fs::exists(fs::path(path) / name))
         throw InvalidArgument("output '" + path + "' has a " + name +
                               " already; --overwrite replaces it");

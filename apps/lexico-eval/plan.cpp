@@ -9,6 +9,7 @@
 #include "common/json_text.h"
 #include "common/program.h"
 #include "common/report/text.h"
+#include "lexico-eval/perplexity.h"
 #include "lexico/evaluation.h"
 
 namespace lexico::apps {
@@ -16,9 +17,37 @@ namespace lexico::apps {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
+namespace {
+
+Json settings_json(const std::vector<CacheSettings>& caches,
+                   const LanguageModel& model,
+                   const std::vector<TextLengths>& texts) {
+  Json all = Json::array();
+  for (const TextLengths& text : texts)
+    for (const CacheSettings& cache : caches)
+      all.push_back({{"dataset", text.name},
+                     {"coder", cache.coder},
+                     {"split", cache.split},
+                     {"key_bits", cache.mean_bits(Kind::kKeys, model.info())},
+                     {"value_bits", cache.mean_bits(Kind::kValues, model.info())},
+                     {"key_atoms", cache.key_atoms},
+                     {"value_atoms", cache.value_atoms},
+                     {"recent_window", cache.recent_window},
+                     {"sink_tokens", cache.sink_tokens},
+                     {"adaptive_threshold", cache.adaptive_threshold},
+                     {"bytes", cache_bytes(cache, model.info(), text)},
+                     {"full_bytes", full_bytes(model.info(), text)}});
+  return all;
+}
+
+}  // namespace
+
 void print_plan(const std::vector<Contender>& contenders,
                 std::vector<NamedSource>& sources,
                 const MeasureOptions& options,
+                const std::vector<CacheSettings>& caches,
+                const TextTools& tools,
+                const std::vector<TextLengths>& texts,
                 bool as_json) {
   double encodes = 0, most_rows = 0;
   Json plan{{"data", Json::array()}};
@@ -69,6 +98,7 @@ void print_plan(const std::vector<Contender>& contenders,
   plan["encodes"] = encodes;
   plan["memory_bytes"] = 6e8 + error_bytes * 2 * static_cast<double>(options.layers.size());
   plan["seconds"] = seconds;
+  if (as_json && !caches.empty()) plan["perplexity"] = settings_json(caches, *tools.model, texts);
   if (as_json) {
     std::cout << json_text(plan);
     return;
@@ -85,6 +115,7 @@ void print_plan(const std::vector<Contender>& contenders,
             << options.sparsities.back() << " atoms\n  memory        about "
             << format_bytes(plan["memory_bytes"].get<double>()) << "\n  time          about "
             << format_duration(seconds) << " (from a short probe)\n";
+  if (!caches.empty()) std::cout << settings_text(caches, tools.model->info(), texts);
 }
 
 }  // namespace lexico::apps

@@ -31,21 +31,25 @@ void add_own_formats(const Contender& contender,
                      const MeasureOptions& options,
                      std::vector<RateCoder>& coders) {
   for (const Dictionary& own : contender.set.dictionaries) {
-    const auto add = [&](const std::string& name, const Dictionary& dictionary) {
-      coders.push_back({name,
-                        own.layer,
-                        own.kind,
-                        contender.set.key_stage,
-                        own.head,
-                        dictionary_coder(dictionary, options.encode)});
-    };
-    if (own.format.coding == CodeFormat::Coding::kPacked) add(contender.coder.name, own);
+    const auto add =
+        [&](const std::string& name, const Dictionary& dictionary, const char* coding) {
+          coders.push_back({name,
+                            own.layer,
+                            own.kind,
+                            contender.set.key_stage,
+                            own.head,
+                            dictionary_coder(dictionary, options.encode),
+                            &own,
+                            std::make_shared<const CodeFormat>(dictionary.format),
+                            coding});
+        };
+    if (own.format.coding == CodeFormat::Coding::kPacked) add(contender.coder.name, own, "file");
     for (const int sparsity : options.sparsities) {
       Dictionary published = own;
       published.format = {};
       published.format.coding = CodeFormat::Coding::kFp8Int16;
       published.format.max_atoms = sparsity;
-      add(contender.coder.name + report::kPublishedSuffix, published);
+      add(contender.coder.name + report::kPublishedSuffix, published, "fp8-int16");
     }
   }
 }
@@ -240,12 +244,15 @@ class Fitter {
       } catch (const InvalidArgument&) {
         continue;  // too few bits for an atom, or more than there are
       }
-      coders_.push_back({contender.coder.name + ", fitted",
+      coders_.push_back({contender.coder.name + kFittedSuffix,
                          dictionary.layer,
                          dictionary.kind,
                          contender.set.key_stage,
                          dictionary.head,
-                         dictionary_coder(coded, options_.encode)});
+                         dictionary_coder(coded, options_.encode),
+                         &dictionary,
+                         std::make_shared<const CodeFormat>(coded.format),
+                         "fitted"});
     }
   }
 

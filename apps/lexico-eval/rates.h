@@ -27,8 +27,16 @@ struct RateCoder {
   Kind kind = Kind::kKeys;
   KeyStage key_stage = KeyStage::kPostRope;
   int head = Dictionary::kAllHeads;  ///< the rows it is given: of one KV head, or all
-  std::unique_ptr<VectorCoder> coder;
+  std::shared_ptr<VectorCoder> coder;
+  /// Of a dictionary: the contender's, the format that is used with it, and where that is from:
+  /// "file", "fp8-int16" or "fitted".
+  const Dictionary* dictionary = nullptr;
+  std::shared_ptr<const CodeFormat> format = nullptr;
+  std::string coding = {};
 };
+
+/// How the lines of fitted codes are named: the dictionary's name and this.
+inline constexpr const char* kFittedSuffix = ", fitted";
 
 /// The coders that errors are compared at equal bits of, after quantization:
 ///   each dictionary in its own format, and in the published one (fp8-int16) at each sparsity;

@@ -115,6 +115,48 @@ Table summary_table(const EvaluationReport& report, bool has_in, bool has_out) {
   return table;
 }
 
+/// Kilobytes and the like are left to people: whole bytes compare.
+std::string effects_text(const EvaluationReport& report) {
+  const auto with = [&](auto&& has) {
+    return std::any_of(report.cache_effects.begin(), report.cache_effects.end(), has);
+  };
+  const bool sinks = with([](const CacheEffectRow& row) { return row.sink_tokens > 0; });
+  const bool adaptive = with([](const CacheEffectRow& row) { return row.adaptive_threshold > 0; });
+  const bool split = with([](const CacheEffectRow& row) { return !row.split.empty(); });
+  Table table;
+  std::vector<std::string> head{"set", "coder", "rate"};
+  if (split) head.push_back("split");
+  head.push_back("window");
+  if (sinks) head.push_back("sinks");
+  if (adaptive) head.push_back("adaptive");
+  for (const char* name : {"bytes", "of fp16", "perplexity", "ratio", "mean KL", "p99 KL"})
+    head.push_back(name);
+  table.lines.push_back(head);
+  for (const CacheEffectRow& row : report.cache_effects) {
+    std::vector<std::string> line{row.dataset, row.coder, rate_text(row)};
+    if (split) line.push_back(row.split);
+    line.push_back(std::to_string(row.recent_window));
+    if (sinks) line.push_back(std::to_string(row.sink_tokens));
+    if (adaptive)
+      line.push_back(row.adaptive_threshold > 0 ? print("%g", row.adaptive_threshold) : "-");
+    line.push_back(grouped(std::llround(row.bytes)));
+    line.push_back(print("%.2f %%", 100 * row.share()));
+    line.push_back(print("%.5g", row.perplexity));
+    line.push_back(print("%.4fx", row.perplexity_ratio()));
+    line.push_back(print("%.3g", row.mean_kl));
+    line.push_back(print("%.3g", row.p99_kl));
+    table.lines.push_back(line);
+  }
+  std::string text = print(
+      "\nThe model with a compressed cache: full perplexity %.5g%s; KL of the next token in nats; "
+      "bytes of all sequences at their ends\n",
+      report.cache_effects.front().full_perplexity,
+      report.datasets.size() > 1 ? " on the first set" : "");
+  for (std::size_t i = 0; i < table.lines.size(); ++i) text += table.text_of(i) + "\n";
+  for (const std::string& sentence : effect_sentences(report)) text += "  " + sentence + "\n";
+  return text;
+}
+
 }  // namespace
 
 std::string console_table(const EvaluationReport& report) {
@@ -159,19 +201,7 @@ std::string console_table(const EvaluationReport& report) {
       }
     for (const std::string& sentence : crossings(report)) text += "  " + sentence + "\n";
   }
-  if (!report.cache_effects.empty()) {
-    text +=
-        "\nThe model with a compressed cache: perplexity (full " +
-        print("%.4g", report.cache_effects.front().full_perplexity) +
-        " on the first set), KL of the next token in nats; bytes per token and KV head, K + V\n";
-    for (const CacheEffectRow& row : report.cache_effects)
-      text += "  " + pad_right(row.dataset, 12) + pad_right(row.coder, 26) +
-              print("%6.1f bytes   perplexity %.5g   KL mean %.3g, p99 %.3g\n",
-                    row.bytes,
-                    row.perplexity,
-                    row.mean_kl,
-                    row.p99_kl);
-  }
+  if (!report.cache_effects.empty()) text += effects_text(report);
   for (const std::string& note : report.notes) text += "\nNote: " + note;
   text += (report.notes.empty() ? "\n" : "\n\n") + verdict(report) + "\n";
   return text;

@@ -331,61 +331,182 @@ std::string at_equal_bits(const View& view) {
   return html + tag("ul", lines);
 }
 
-std::string effect_on_the_model(const View& view) {
-  const EvaluationReport& report = view.report;
+std::string short_text(const char* format, double number) {
+  if (!std::isfinite(number)) return "-";
+  char text[32];
+  std::snprintf(text, sizeof text, format, number);
+  return text;
+}
+
+std::vector<std::string> different(const std::vector<CacheEffectRow>& rows,
+                                   std::string (*name)(const CacheEffectRow&)) {
+  std::vector<std::string> names;
+  for (const CacheEffectRow& row : rows)
+    if (std::find(names.begin(), names.end(), name(row)) == names.end()) names.push_back(name(row));
+  return names;
+}
+
+int index_of(const std::vector<std::string>& names, const std::string& name) {
+  return static_cast<int>(std::find(names.begin(), names.end(), name) - names.begin());
+}
+
+std::string dataset_of(const CacheEffectRow& row) { return row.dataset; }
+std::string coder_of(const CacheEffectRow& row) { return row.coder; }
+std::string split_of(const CacheEffectRow& row) { return row.split; }
+
+std::string effect_tip(const CacheEffectRow& row) {
+  return print(
+      "%s, %s\n%s\n%s bytes, %.2f %% of fp16\nKL mean %.3g, p99 %.3g\nperplexity %.5g "
+      "(full %.5g)",
+      row.coder.c_str(),
+      rate_text(row).c_str(),
+      exact_part(row).c_str(),
+      grouped(std::llround(row.bytes)).c_str(),
+      100 * row.share(),
+      row.mean_kl,
+      row.p99_kl,
+      row.perplexity,
+      row.full_perplexity);
+}
+
+void sort_by_x(Series& series) {
+  std::sort(series.points.begin(), series.points.end(), [](const Point& a, const Point& b) {
+    return a.x < b.x;
+  });
+}
+
+/// KL against bytes: a colour for each coder, a marker for each choice of what stays exact.
+std::string effects_against_bytes(const std::vector<CacheEffectRow>& rows) {
+  const std::vector<std::string> coders = different(rows, coder_of);
+  const std::vector<std::string> exact = different(rows, exact_part);
   std::vector<Panel> panels;
   std::vector<std::pair<Style, std::string>> entries;
-  std::vector<std::string> datasets;
-  for (const CacheEffectRow& row : report.cache_effects)
-    if (std::find(datasets.begin(), datasets.end(), row.dataset) == datasets.end())
-      datasets.push_back(row.dataset);
-  const std::vector<std::string> coders = rate_coders(report);  // the colours of the chart above
-  for (const std::string& dataset : datasets) {
+  for (const std::string& dataset : different(rows, dataset_of)) {
     Panel panel;
     panel.title = dataset;
     panel.description = "KL of the next-token distribution against bytes on " + dataset;
-    panel.x.label = print("bytes per token and KV head, K + V (fp16: %d)", 4 * report.dim);
+    panel.x.label = "bytes, % of the full cache in fp16, log scale";
     panel.x.log = true;
     panel.y.label = "mean KL of the next token, nats, log scale";
     panel.y.log = true;
-    for (std::size_t i = 0; i < coders.size(); ++i) {
-      Series series{
-          coders[i],
-          {color(static_cast<int>(i)), "", false, true, static_cast<int>(i) % 4, false, 3.4},
-          {}};
-      for (const CacheEffectRow& row : report.cache_effects)
-        if (row.dataset == dataset && row.coder == coders[i])
-          series.points.push_back(
-              {row.bytes,
-               row.mean_kl,
-               print("%s, %.1f bytes\nKL mean %.3g, p99 %.3g\nperplexity %.5g (full %.5g)",
-                     coders[i].c_str(),
-                     row.bytes,
-                     row.mean_kl,
-                     row.p99_kl,
-                     row.perplexity,
-                     row.full_perplexity)});
-      std::sort(series.points.begin(), series.points.end(), [](const Point& a, const Point& b) {
-        return a.x < b.x;
-      });
-      if (series.points.empty()) continue;
-      if (dataset == datasets.front()) entries.emplace_back(series.style, coders[i]);
-      panel.series.push_back(series);
-    }
+    for (std::size_t c = 0; c < coders.size(); ++c)
+      for (std::size_t e = 0; e < exact.size(); ++e) {
+        const int marker = static_cast<int>(exact.size() > 1 ? e : c) % 4;
+        Series series{coders[c] + ", " + exact[e],
+                      {color(static_cast<int>(c)), "", false, true, marker, e >= 4, 3.4},
+                      {}};
+        for (const CacheEffectRow& row : rows)
+          if (row.dataset == dataset && row.coder == coders[c] && exact_part(row) == exact[e])
+            series.points.push_back({100 * row.share(), row.mean_kl, effect_tip(row)});
+        if (series.points.empty()) continue;
+        sort_by_x(series);
+        if (panels.empty())
+          entries.emplace_back(series.style, exact.size() > 1 ? series.name : coders[c]);
+        panel.series.push_back(series);
+      }
     panels.push_back(panel);
   }
   share_y(panels);
-  const CacheEffectRow& first = report.cache_effects.front();
-  return tag("h2", "What it does to the model") +
-         tag("p",
-             print("Teacher-forced, with the cache compressed but for the last %d tokens%s: how "
-                   "far the "
-                   "distribution of the next token moves from that with the full cache.",
-                   first.recent_window,
-                   first.sink_tokens > 0 ? print(" and the first %d", first.sink_tokens).c_str()
-                                         : ""),
+  return legend(entries) + charts(panels);
+}
+
+/// A sweep at a fixed budget: KL against the window, a line for each split of keys and values.
+std::string effects_of_budget(const std::vector<CacheEffectRow>& rows) {
+  const std::vector<std::string> splits = different(rows, split_of);
+  std::vector<Panel> panels;
+  std::vector<std::pair<Style, std::string>> entries;
+  for (const std::string& dataset : different(rows, dataset_of)) {
+    std::vector<std::string> coders;
+    for (const CacheEffectRow& row : rows)
+      if (row.by_dictionary && index_of(coders, row.coder) == static_cast<int>(coders.size()))
+        coders.push_back(row.coder);
+    for (const std::string& coder : coders) {
+      Panel panel;
+      panel.title = dataset + ", " + coder;
+      panel.description = "KL of the next token against the recent window at a fixed budget";
+      panel.x.label = "recent window, tokens";
+      panel.y.label = "mean KL of the next token, nats, log scale";
+      panel.y.log = true;
+      for (const std::string& split : splits) {
+        Series series{split, {}, {}};
+        const int number = index_of(splits, split);
+        series.style = {color(number), "", false, true, number % 4, false, 3.4};
+        for (const CacheEffectRow& row : rows) {
+          if (row.dataset != dataset || row.split != split) continue;
+          if (row.by_dictionary && row.coder != coder) continue;
+          series.style.dashed = !row.by_dictionary;
+          series.points.push_back(
+              {static_cast<double>(row.recent_window), row.mean_kl, effect_tip(row)});
+        }
+        if (series.points.empty()) continue;
+        sort_by_x(series);
+        if (std::none_of(entries.begin(), entries.end(), [&](const auto& entry) {
+              return entry.second == split;
+            }))
+          entries.emplace_back(series.style, split);
+        panel.series.push_back(series);
+      }
+      panels.push_back(panel);
+    }
+  }
+  share_y(panels);
+  return tag("p",
+             "At a fixed part of the full cache's bytes: the more tokens stay exact, the fewer "
+             "atoms are left for the others; a line is a share of the codes' bytes that keys get.",
              "cap") +
          legend(entries) + charts(panels);
+}
+
+std::string effects_table(const std::vector<CacheEffectRow>& rows) {
+  std::string body;
+  for (const CacheEffectRow& row : rows)
+    body +=
+        tag("tr",
+            tag("td", html_escape(row.dataset)) + tag("td", html_escape(row.coder), "l") +
+                tag("td", rate_text(row), "l") + tag("td", html_escape(row.split), "l") +
+                tag("td", std::to_string(row.recent_window)) +
+                tag("td", std::to_string(row.sink_tokens)) +
+                tag("td", row.adaptive_threshold > 0 ? print("%g", row.adaptive_threshold) : "") +
+                tag("td", grouped(std::llround(row.bytes))) +
+                tag("td", print("%.2f %%", 100 * row.share())) +
+                tag("td", short_text("%.5g", row.perplexity)) +
+                tag("td", short_text("%.4f", row.perplexity_ratio())) +
+                tag("td", short_text("%.3g", row.mean_kl)) +
+                tag("td", short_text("%.3g", row.p99_kl))) +
+        "\n";
+  return tag("details",
+             tag("summary",
+                 grouped(static_cast<long long>(rows.size())) +
+                     " settings (also in cache_effects.csv and report.json)") +
+                 "<div class=\"scroll all\"><table "
+                 "class=\"sort\"><thead><tr><th>Set</th><th class=\"l\">Coder</th><th "
+                 "class=\"l\">Rate</th><th class=\"l\">Split</th><th>Window</th><th>Sinks</th>"
+                 "<th>Adaptive</th><th>Bytes</th><th>Of fp16</th><th>Perplexity</th><th>Ratio</th>"
+                 "<th>Mean KL</th><th>p99 KL</th></tr></thead>" +
+                 tag("tbody", body) + "</table></div>");
+}
+
+std::string effect_on_the_model(const View& view) {
+  std::vector<CacheEffectRow> listed, swept;
+  for (const CacheEffectRow& row : view.report.cache_effects)
+    (row.split.empty() ? listed : swept).push_back(row);
+  const CacheEffectRow& first = view.report.cache_effects.front();
+  std::string html =
+      tag("h2", "What it does to the model") +
+      tag("p",
+          print(
+              "Teacher-forced, read %d tokens at a time with the cache compressed but for the "
+              "recent window and the sinks: how far the distribution of the next token moves from "
+              "that with the full cache. Bytes are those the caches take at the end of the "
+              "sequences, exact tokens included; dictionaries are not counted.",
+              first.chunk),
+          "cap");
+  if (!listed.empty()) html += effects_against_bytes(listed);
+  if (!swept.empty()) html += effects_of_budget(swept);
+  std::string lines;
+  for (const std::string& sentence : effect_sentences(view.report))
+    lines += tag("li", html_escape(sentence));
+  return html + tag("ul", lines) + effects_table(view.report.cache_effects);
 }
 
 std::string side_by_side(const View& view) {

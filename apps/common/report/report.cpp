@@ -318,6 +318,66 @@ std::string verdict(const EvaluationReport& report) {
   return line.back() == ' ' ? line.substr(0, line.size() - 1) : line;
 }
 
+std::string exact_part(const CacheEffectRow& row) {
+  std::string text = "window " + std::to_string(row.recent_window);
+  if (row.sink_tokens > 0) text += ", sinks " + std::to_string(row.sink_tokens);
+  if (row.adaptive_threshold > 0) text += print(", adaptive %g", row.adaptive_threshold);
+  return text;
+}
+
+std::string rate_text(const CacheEffectRow& row) {
+  if (row.key_atoms > 0 && row.value_atoms > 0)
+    return row.key_atoms == row.value_atoms ? print("s = %d", row.key_atoms)
+                                            : print("s = %d + %d", row.key_atoms, row.value_atoms);
+  return row.key_bits == row.value_bits ? print("%.4g bits", row.key_bits)
+                                        : print("%.4g + %.4g bits", row.key_bits, row.value_bits);
+}
+
+std::vector<std::string> effect_sentences(const EvaluationReport& report) {
+  std::vector<std::string> sentences, datasets;
+  for (const CacheEffectRow& row : report.cache_effects)
+    if (std::find(datasets.begin(), datasets.end(), row.dataset) == datasets.end())
+      datasets.push_back(row.dataset);
+  const auto described = [](const CacheEffectRow& row) {
+    return row.coder + ", " + rate_text(row) + ", " + exact_part(row) +
+           print(" (KL %.3g, perplexity x %.4f, %.2f %% of fp16)",
+                 row.mean_kl,
+                 row.perplexity_ratio(),
+                 100 * row.share());
+  };
+  for (const std::string& dataset : datasets) {
+    const CacheEffectRow *best = nullptr, *other = nullptr;
+    for (const CacheEffectRow& row : report.cache_effects) {
+      if (row.dataset != dataset || row.split.empty() || !std::isfinite(row.mean_kl)) continue;
+      const CacheEffectRow*& of = row.by_dictionary ? best : other;
+      if (of == nullptr || row.mean_kl < of->mean_kl) of = &row;
+    }
+    if (best == nullptr) continue;
+    std::string text = dataset + ": the best within the budget is " + described(*best);
+    if (best->key_atoms > 0 && best->key_atoms != best->value_atoms)
+      text += print(": %d atoms for keys, %d for values", best->key_atoms, best->value_atoms);
+    text += ".";
+    if (other != nullptr) text += " Without a dictionary: " + described(*other) + ".";
+    sentences.push_back(text);
+  }
+  // Lists: each code of a dictionary beside the other coders that take as many bytes.
+  for (const CacheEffectRow& row : report.cache_effects) {
+    if (!row.by_dictionary || !row.split.empty() || row.adaptive_threshold > 0) continue;
+    for (const CacheEffectRow& rival : report.cache_effects) {
+      constexpr double kEqual = 0.001;  // of the bytes
+      if (rival.by_dictionary || rival.dataset != row.dataset ||
+          rival.recent_window != row.recent_window || rival.sink_tokens != row.sink_tokens ||
+          std::fabs(rival.bytes / row.bytes - 1) > kEqual)
+        continue;
+      sentences.push_back(row.dataset + ": " + row.coder + ", " + rate_text(row) + ", " +
+                          exact_part(row) + ": " +
+                          print("%.2fx the KL of ", row.mean_kl / rival.mean_kl) + rival.coder +
+                          print(" at equal bytes, %.2f %% of fp16.", 100 * row.share()));
+    }
+  }
+  return sentences;
+}
+
 std::string to_json(const EvaluationReport& report) {
   Json json{{"format", "lexico-report 1"},
             {"title", report.title},
@@ -383,16 +443,30 @@ std::string to_json(const EvaluationReport& report) {
                              {"vectors", rate.vectors}});
   json["cache_effects"] = Json::array();
   for (const CacheEffectRow& row : report.cache_effects)
-    json["cache_effects"].push_back({{"dataset", row.dataset},
-                                     {"coder", row.coder},
-                                     {"bytes_per_token_and_head", number(row.bytes)},
-                                     {"recent_window", row.recent_window},
-                                     {"sink_tokens", row.sink_tokens},
-                                     {"tokens", row.tokens},
-                                     {"full_perplexity", number(row.full_perplexity)},
-                                     {"perplexity", number(row.perplexity)},
-                                     {"mean_kl", number(row.mean_kl)},
-                                     {"p99_kl", number(row.p99_kl)}});
+    json["cache_effects"].push_back(
+        {{"dataset", row.dataset},
+         {"coder", row.coder},
+         {"split", row.split},
+         {"key_bits", number(row.key_bits)},
+         {"value_bits", number(row.value_bits)},
+         {"key_atoms", row.key_atoms},
+         {"value_atoms", row.value_atoms},
+         {"bytes_per_token_and_head", number((row.key_bits + row.value_bits) / 8)},
+         {"recent_window", row.recent_window},
+         {"sink_tokens", row.sink_tokens},
+         {"compress_chunk", row.compress_chunk},
+         {"chunk", row.chunk},
+         {"adaptive_threshold", number(row.adaptive_threshold)},
+         {"own_atoms", row.own_atoms},
+         {"bytes", number(row.bytes)},
+         {"full_bytes", number(row.full_bytes)},
+         {"share_of_fp16", number(row.share())},
+         {"tokens", row.tokens},
+         {"full_perplexity", number(row.full_perplexity)},
+         {"perplexity", number(row.perplexity)},
+         {"perplexity_ratio", number(row.perplexity_ratio())},
+         {"mean_kl", number(row.mean_kl)},
+         {"p99_kl", number(row.p99_kl)}});
   if (report.training) json["training"] = training_json(*report.training);
   return apps::json_text(json, 1);
 }
@@ -414,6 +488,32 @@ std::string to_csv(const EvaluationReport& report) {
   return csv;
 }
 
+std::string effects_to_csv(const EvaluationReport& report) {
+  std::string csv =
+      "dataset,coder,split,key_bits,value_bits,key_atoms,value_atoms,recent_window,sink_tokens,"
+      "compress_chunk,chunk,adaptive_threshold,own_atoms,bytes,full_bytes,share_of_fp16,tokens,"
+      "full_perplexity,perplexity,perplexity_ratio,mean_kl,p99_kl\n";
+  for (const CacheEffectRow& row : report.cache_effects) {
+    csv += csv_field(row.dataset) + "," + csv_field(row.coder) + "," + csv_field(row.split);
+    for (const double value : {row.key_bits, row.value_bits}) csv += "," + csv_number(value);
+    for (const int value : {row.key_atoms,
+                            row.value_atoms,
+                            row.recent_window,
+                            row.sink_tokens,
+                            row.compress_chunk,
+                            row.chunk})
+      csv += "," + std::to_string(value);
+    csv += "," + csv_number(row.adaptive_threshold) + "," + std::to_string(row.own_atoms) +
+           print(",%.0f,%.0f,", row.bytes, row.full_bytes) + csv_number(row.share()) + "," +
+           std::to_string(row.tokens);
+    for (const double value :
+         {row.full_perplexity, row.perplexity, row.perplexity_ratio(), row.mean_kl, row.p99_kl})
+      csv += "," + csv_number(value);
+    csv += "\n";
+  }
+  return csv;
+}
+
 void write_report(const EvaluationReport& report, const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
@@ -422,6 +522,10 @@ void write_report(const EvaluationReport& report, const std::string& folder) {
   write_file((root / "report.json").string(), to_json(report));
   write_file((root / "report.csv").string(), to_csv(report));
   write_file((root / "report.html").string(), to_html(report));
+  if (!report.cache_effects.empty())
+    write_file((root / "cache_effects.csv").string(), effects_to_csv(report));
+  else
+    std::filesystem::remove(root / "cache_effects.csv", error);  // of the report replaced
 }
 
 }  // namespace lexico::report

@@ -62,12 +62,21 @@ struct Rate {
 /// What a compressed cache did to the model on one data set.
 struct CacheEffectRow {
   std::string dataset, coder;
-  double bytes =
-      0;  ///< per token and KV head, keys and values together; the exact window is not in it
-  int recent_window = 0, sink_tokens = 0;
-  std::int64_t tokens = 0;  ///< predicted
+  std::string split;  ///< of a sweep at a fixed budget: its line; else empty
+  bool by_dictionary = true;
+  double key_bits = 0, value_bits = 0;  ///< of a vector as the cache stores it, mean over layers
+  int key_atoms = 0, value_atoms = 0;   ///< of each vector; 0: not one number, or none
+  int recent_window = 0, sink_tokens = 0, compress_chunk = 1;
+  int chunk = 0;  ///< tokens read at once
+  double adaptive_threshold = 0;
+  std::int64_t own_atoms = 0;        ///< that joined, in all sequences
+  double bytes = 0, full_bytes = 0;  ///< of all sequences at their ends; the full cache in fp16
+  std::int64_t tokens = 0;           ///< predicted
   double full_perplexity = 0, perplexity = 0;
   double mean_kl = 0, p99_kl = 0;  ///< KL(full || compressed) of the next token, nats
+
+  double share() const { return bytes / full_bytes; }
+  double perplexity_ratio() const { return perplexity / full_perplexity; }
 };
 
 struct TrainingPoint {
@@ -147,6 +156,14 @@ std::vector<std::string> rate_coders(const EvaluationReport& report);
 /// in domain.
 std::vector<std::string> crossings(const EvaluationReport& report);
 
+/// "window 32, sinks 4, adaptive 0.3": what stays exact.
+std::string exact_part(const CacheEffectRow& row);
+/// "s = 8", "s = 6 + 4", or bits where it is no number of atoms.
+std::string rate_text(const CacheEffectRow& row);
+/// In words: the best of a sweep at a fixed budget, and dictionaries against other coders at equal
+/// bytes.
+std::vector<std::string> effect_sentences(const EvaluationReport& report);
+
 /// Out-of-domain over in-domain mean error. NaN without either.
 double out_over_in(const EvaluationReport& report,
                    const std::string& coder,
@@ -164,11 +181,12 @@ std::string verdict(const EvaluationReport& report);
 /// Layers as rows, domains side by side, keys and values apart; ends with the verdict.
 std::string console_table(const EvaluationReport& report);
 std::string to_json(const EvaluationReport& report);
-std::string to_csv(const EvaluationReport& report);   ///< a header line, then one line per row
-std::string to_html(const EvaluationReport& report);  ///< one page that loads nothing
+std::string to_csv(const EvaluationReport& report);  ///< a header line, then one line per row
+std::string effects_to_csv(const EvaluationReport& report);  ///< likewise, of `cache_effects`
+std::string to_html(const EvaluationReport& report);         ///< one page that loads nothing
 
-/// Writes report.json, report.csv and report.html into `folder` (made if missing), each by way of a
-/// temporary file.
+/// Writes report.json, report.csv and report.html into `folder` (made if missing), and
+/// cache_effects.csv if there are any, each by way of a temporary file.
 /// @throws ResourceError naming the file that cannot be written; no part of that file is left.
 void write_report(const EvaluationReport& report, const std::string& folder);
 

@@ -1,13 +1,14 @@
 #pragma once
 
 // What a compressed cache does to a model: its next-token distributions against those with the full
-// cache. Compression itself is the caller's: any function that puts approximations in the place of
+// cache. The cache is a CompressedCache, or any function that puts approximations in the place of
 // vectors.
 
 #include <cstdint>
 #include <functional>
 #include <vector>
 
+#include "lexico/compressed_cache.h"
 #include "lexico/kind.h"
 
 namespace lexico {
@@ -30,11 +31,22 @@ using ApproximateVectors = std::function<void(
 /// A vector is approximated once, when it leaves the window, from the vector that the model gave
 /// when it read the token - with the past already compressed, as in a real cache. Approximation
 /// errors of early tokens thus reach the later vectors of all layers above.
+///
+/// With `compressed` in place of `approximate` the chunks are appended to a CompressedCache, and
+/// the next chunk sees what it reconstructs. Its options say what stays exact, and when tokens are
+/// compressed.
 struct CacheSetting {
   ApproximateVectors approximate;
   int recent_window = 32;
   int sink_tokens = 0;
   int chunk = 0;  ///< 1: token by token; 0: recent_window, or 32 if that is 0
+  /// With `approximate`: as CacheOptions::compress_chunk, and whether all vectors are rounded to
+  /// half floats first, as CompressedCache keeps exact ones.
+  int compress_chunk = 1;
+  bool half_floats = false;
+  /// Makes an empty cache for the model's shape; called for each batch of sequences.
+  std::function<CompressedCache()> compressed = {};
+  std::int64_t memory_bytes = 0;  ///< of what `compressed` makes, about, beside dense vectors
 };
 
 struct CacheEffectOptions {
@@ -54,6 +66,10 @@ struct CacheEffect {
   double compressed_nll = 0;  ///< with the compressed cache
   double mean_kl = 0;         ///< of KL(full || compressed) of the distribution over the vocabulary
   double p99_kl = 0;          ///< interpolated linearly, as numpy does
+  /// With `compressed`: CompressedCache::bytes once each sequence is read to its end, summed, and
+  /// the own atoms that joined.
+  std::size_t bytes = 0;
+  std::int64_t own_atoms = 0;
 
   double full_perplexity() const;  ///< exp(full_nll): teacher-forced
   double compressed_perplexity() const;
@@ -66,9 +82,10 @@ struct CacheEffect {
 /// @param sequences  token ids, BOS where the caller wants it. Of fewer than two tokens: left out.
 /// @returns one effect per setting, in order.
 /// @throws IoError if the model has no method `step`, or gives a NaN (says where);
-///         InvalidArgument if a setting or an id is out of bounds, or `approximate` wrote a NaN or
-///         Inf: names the layer, the kind, the position; Interrupted; ResourceError if memory does
-///         not suffice. What `approximate` throws passes through.
+///         InvalidArgument if a setting or an id is out of bounds, `compressed` gave a cache of
+///         another shape, or `approximate` wrote a NaN or Inf: names the layer, the kind, the
+///         position; Interrupted; ResourceError if memory does not suffice. What the functions of
+///         a setting throw passes through.
 std::vector<CacheEffect> measure_cache_effect(
     const LanguageModel& model,
     const std::vector<std::vector<std::int32_t>>& sequences,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "check.h"
 #include "model/language_model_impl.h"
@@ -31,13 +32,21 @@ void check(const CacheSetting& setting, std::size_t number) {
   at_least_0("recent_window", setting.recent_window);
   at_least_0("sink_tokens", setting.sink_tokens);
   at_least_0("chunk", setting.chunk);
-  if (!setting.approximate) throw_invalid("setting ", number, ": approximate is empty");
+  if (setting.compress_chunk < 1)
+    throw_invalid(
+        "setting ", number, ": compress_chunk is ", setting.compress_chunk, ", must be at least 1");
+  if (setting.approximate && setting.compressed)
+    throw_invalid("setting ", number, ": both approximate and compressed are given");
+  if (!setting.approximate && !setting.compressed)
+    throw_invalid("setting ", number, ": approximate is empty");
 }
 
 /// What the sums of one setting are made of.
 struct Measured {
   double full_nll = 0, compressed_nll = 0;
   std::vector<double> kl;  // of each token
+  std::size_t bytes = 0;
+  std::int64_t own_atoms = 0;
 };
 
 /// The caches of some sequences of one length, read side by side.
@@ -65,6 +74,93 @@ struct Cache {
     length += ids.size(1);
     return out.logits;
   }
+};
+
+/// Rounds as CompressedCache rounds exact numbers.
+void round_to_half(Tensor numbers) {
+  constexpr double kMost = 65504;
+  numbers.copy_(numbers.clamp(-kMost, kMost).to(torch::kFloat16));
+}
+
+/// A CompressedCache of the sequences read side by side, and the dense vectors that it stands for.
+class CompressedPast {
+ public:
+  CompressedPast(const LanguageModelImpl& model, const CacheSetting& setting, std::int64_t batch)
+      : model_(model), cache_(setting.compressed()) {
+    const CacheShape& has = cache_.shape();
+    const ModelInfo& info = model.info;
+    if (has.layers != info.layers || has.kv_heads != info.kv_heads || has.head_dim != info.head_dim)
+      throw_invalid("compressed made a cache of ",
+                    has.layers,
+                    " layers, ",
+                    has.kv_heads,
+                    " KV heads and head_dim ",
+                    has.head_dim,
+                    ", the model has ",
+                    info.layers,
+                    ", ",
+                    info.kv_heads,
+                    " and ",
+                    info.head_dim);
+    for (std::int64_t i = 0; i < batch; ++i) sequences_.push_back(cache_.add_sequence());
+  }
+
+  /// Compresses the last `count` tokens of `dense`, and takes back all that changed.
+  void append(Cache& dense, std::int64_t count) {
+    const std::int64_t first = dense.length - count, dim = model_.info.head_dim;
+    for (int layer = 0; layer < model_.info.layers; ++layer) {
+      const auto added = [&](const Tensor& all) {
+        return all[layer].narrow(2, first, count).to(torch::kCPU).contiguous();  // [B, H, n, d]
+      };
+      const Tensor keys = added(dense.keys), values = added(dense.values);
+      std::vector<NewTokens> batch;
+      std::vector<std::int64_t> coded;  // end of what was coded before
+      for (std::size_t i = 0; i < sequences_.size(); ++i) {
+        const std::int64_t at = static_cast<std::int64_t>(i) * model_.info.kv_heads * count * dim;
+        const float* k = keys.data_ptr<float>() + at;
+        const float* v = values.data_ptr<float>() + at;
+        batch.push_back({sequences_[i], count, k, v, dim, count * dim});
+        coded.push_back(coded_end(sequences_[i], layer));
+      }
+      cache_.append(layer, batch);
+      for (std::size_t i = 0; i < sequences_.size(); ++i) {
+        const std::int64_t now = std::min(coded_end(sequences_[i], layer), first);
+        take_back(dense, layer, i, coded[i], now);
+        take_back(dense, layer, i, first, dense.length);
+      }
+    }
+  }
+
+  void add_to(Measured& measured) const {
+    measured.bytes += cache_.bytes();
+    measured.own_atoms += cache_.counts().own_atoms;
+  }
+
+ private:
+  std::int64_t coded_end(int sequence, int layer) const {
+    const std::int64_t coded = cache_.coded_tokens(sequence, layer);
+    return coded > 0 ? cache_.options().sink_tokens + coded : 0;
+  }
+
+  void take_back(Cache& dense, int layer, std::size_t i, std::int64_t first, std::int64_t end) {
+    if (first >= end) return;
+    const std::int64_t heads = model_.info.kv_heads, dim = model_.info.head_dim;
+    keys_.resize(static_cast<std::size_t>((end - first) * heads * dim));
+    values_.resize(keys_.size());
+    cache_.reconstruct(layer, sequences_[i], first, end - first, keys_.data(), values_.data());
+    const auto put = [&](Tensor& all, std::vector<float>& from) {
+      all[layer][static_cast<std::int64_t>(i)]
+          .narrow(1, first, end - first)
+          .copy_(torch::from_blob(from.data(), {end - first, heads, dim}).transpose(0, 1));
+    };
+    put(dense.keys, keys_);
+    put(dense.values, values_);
+  }
+
+  const LanguageModelImpl& model_;
+  CompressedCache cache_;
+  std::vector<int> sequences_;
+  std::vector<float> keys_, values_;
 };
 
 /// What is read side by side: numbers of settings of one chunk, and of sequences of one length.
@@ -97,26 +193,45 @@ class Reading {
     const std::int64_t chunk = chunk_of(settings_[job_.settings.front()]);
     Cache full(model_, batch, length);
     std::vector<Cache> caches;
-    for (std::size_t i = 0; i < job_.settings.size(); ++i)
+    std::vector<std::optional<CompressedPast>> compressed(job_.settings.size());
+    for (std::size_t i = 0; i < job_.settings.size(); ++i) {
+      const CacheSetting& setting = settings_[job_.settings[i]];
       caches.emplace_back(model_, batch, length);
-    for (std::int64_t start = 0; start + 1 < length; start += chunk) {  // the last predicts nothing
+      if (setting.compressed) compressed[i].emplace(model_, setting, batch);
+    }
+    for (std::int64_t start = 0; start < length; start += chunk) {
       const std::int64_t count = std::min(chunk, length - start);
       const Tensor ids = sequences.narrow(1, start, count);
-      const std::int64_t predicted = std::min(count, length - 1 - start);
-      const Tensor targets = sequences.narrow(1, start + 1, predicted).unsqueeze(2);
-      const Tensor p = log_distribution(full.read(model_, ids), predicted, "the full cache");
-      const double full_nll = -p.gather(2, targets).sum().item<double>();
+      const std::int64_t predicted =
+          std::min(count, length - 1 - start);  // 0: the last token alone
+      Tensor p, targets;
+      double full_nll = 0;
+      if (predicted > 0) {
+        targets = sequences.narrow(1, start + 1, predicted).unsqueeze(2);
+        p = log_distribution(full.read(model_, ids), predicted, "the full cache");
+        full_nll = -p.gather(2, targets).sum().item<double>();
+      }
       for (std::size_t i = 0; i < caches.size(); ++i) {
-        compress_what_leaves(settings_[job_.settings[i]], caches[i]);
-        const Tensor q =
-            log_distribution(caches[i].read(model_, ids), predicted, "a compressed cache");
-        Measured& out = measured[job_.settings[i]];
-        out.full_nll += full_nll;
-        out.compressed_nll -= q.gather(2, targets).sum().item<double>();
-        add_divergences(p, q, out.kl);
+        const CacheSetting& setting = settings_[job_.settings[i]];
+        if (predicted == 0 && !compressed[i]) continue;
+        if (!compressed[i]) compress_what_leaves(setting, caches[i]);
+        const Tensor logits = caches[i].read(model_, ids);
+        if (predicted > 0) {
+          const Tensor q = log_distribution(logits, predicted, "a compressed cache");
+          Measured& out = measured[job_.settings[i]];
+          out.full_nll += full_nll;
+          out.compressed_nll -= q.gather(2, targets).sum().item<double>();
+          add_divergences(p, q, out.kl);
+        }
+        if (compressed[i])
+          compressed[i]->append(caches[i], count);
+        else if (setting.half_floats)
+          round_new(caches[i], count);
       }
       on_chunk(start + count);
     }
+    for (std::size_t i = 0; i < caches.size(); ++i)
+      if (compressed[i]) compressed[i]->add_to(measured[job_.settings[i]]);
   }
 
  private:
@@ -136,11 +251,16 @@ class Reading {
     out.insert(out.end(), kl.data_ptr<double>(), kl.data_ptr<double>() + kl.numel());
   }
 
+  static void round_new(Cache& cache, std::int64_t count) {
+    for (Tensor& all : {std::ref(cache.keys), std::ref(cache.values)})
+      round_to_half(all.narrow(3, cache.length - count, count));
+  }
+
   /// Approximates the tokens that the window has left behind since the last call.
   void compress_what_leaves(const CacheSetting& setting, Cache& cache) const {
     const std::int64_t first = std::max<std::int64_t>(cache.old_until, setting.sink_tokens);
     const std::int64_t end = cache.length - setting.recent_window;
-    if (end <= first) return;
+    if (end - first < setting.compress_chunk) return;
     cache.old_until = end;
     const std::int64_t batch = cache.keys.size(1), count = end - first;
     std::vector<std::int32_t> positions(static_cast<std::size_t>(batch * count));
@@ -169,11 +289,13 @@ class Reading {
 };
 
 /// Splits what is to be read so that a job takes about the memory allowed.
+/// @param own_memory  of a setting, whatever it is used for.
 void add_jobs(const ModelInfo& info,
               std::int64_t length,
               const std::vector<std::size_t>& sequences,
               std::int64_t chunk,
               const std::vector<std::size_t>& settings,
+              double own_memory,
               const CacheEffectOptions& options,
               std::vector<Job>& jobs) {
   const double cache = 8.0 * info.layers * info.kv_heads * info.head_dim *
@@ -183,13 +305,15 @@ void add_jobs(const ModelInfo& info,
                       16.0 * rows * info.heads * static_cast<double>(length) +  // scores
                       cache / info.layers;  // past and new of one layer put together
   const double memory = static_cast<double>(options.memory_bytes);
-  const double fit =
-      std::clamp((memory - work - cache) / cache, 1.0, static_cast<double>(settings.size()));
+  const double fit = std::clamp(
+      (memory - work - cache) / (cache + own_memory), 1.0, static_cast<double>(settings.size()));
   const auto settings_at_once = static_cast<std::size_t>(fit);
   std::size_t sequences_at_once = static_cast<std::size_t>(options.sequences_at_once);
   if (sequences_at_once == 0)
-    sequences_at_once = static_cast<std::size_t>(
-        std::clamp(memory / (work + cache * (1.0 + std::floor(fit))), 1.0, kMostAtOnce));
+    sequences_at_once = static_cast<std::size_t>(std::clamp(
+        (memory - own_memory * std::floor(fit)) / (work + cache * (1.0 + std::floor(fit))),
+        1.0,
+        kMostAtOnce));
   const auto part = [](const std::vector<std::size_t>& all, std::size_t first, std::size_t count) {
     const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
     const auto end = static_cast<std::ptrdiff_t>(std::min(count, all.size() - first));
@@ -221,6 +345,8 @@ CacheEffect summary_of(Measured& measured) {
   effect.compressed_nll = measured.compressed_nll / tokens;
   effect.mean_kl = kl / tokens;
   effect.p99_kl = quantile(measured.kl, 0.99);
+  effect.bytes = measured.bytes;
+  effect.own_atoms = measured.own_atoms;
   return effect;
 }
 
@@ -253,9 +379,20 @@ std::vector<CacheEffect> measure_cache_effect(
     all_tokens += static_cast<double>(length) * static_cast<double>(settings.size());
   }
   std::vector<Job> jobs;
-  for (const auto& [chunk, of_chunk] : by_chunk)
+  for (const auto& [chunk, of_chunk] : by_chunk) {
+    std::int64_t own_memory = 0;
+    for (const std::size_t i : of_chunk)
+      own_memory = std::max(own_memory, settings[i].memory_bytes);
     for (const auto& [length, of_length] : by_length)
-      add_jobs(model.info, length, of_length, chunk, of_chunk, options, jobs);
+      add_jobs(model.info,
+               length,
+               of_length,
+               chunk,
+               of_chunk,
+               static_cast<double>(own_memory),
+               options,
+               jobs);
+  }
 
   const c10::InferenceMode inference;
   std::vector<Measured> measured(settings.size());
