@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <torch/script.h>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -11,6 +12,7 @@
 
 #include "lexico/error.h"
 #include "lexico/language_model.h"
+#include "lexico/vector_coder.h"
 #include "support/message_of.h"
 #include "support/temporary_folder.h"
 
@@ -269,6 +271,125 @@ TEST_F(CacheEffectTest, EveryTokenThatLeavesTheWindowIsApproximatedOnce) {
   EXPECT_EQ((seen[{1, Kind::kValues}]), (std::vector<std::int32_t>{2, 3, 2, 3}));
 }
 
+/// Random atoms for both layers of the toy, in the published format with two atoms a vector.
+DictionarySet toy_dictionaries() {
+  DictionarySet set;
+  for (int layer : {0, 1})
+    for (Kind kind : kBothKinds) {
+      Dictionary d{layer, kind, 12, 4, {}};
+      for (int i = 0; i < 48; ++i)
+        d.atoms.push_back(std::sin(static_cast<float>(i * (7 * layer + 3)) +
+                                   (kind == Kind::kKeys ? 0.5f : 1.5f)));
+      normalize_atoms(d.atoms, 12, 4);
+      d.format.coding = CodeFormat::Coding::kFp8Int16;
+      d.format.max_atoms = 2;
+      set.dictionaries.push_back(d);
+    }
+  return set;
+}
+
+CacheShape toy_shape() {
+  CacheShape shape;
+  shape.layers = 2;
+  shape.kv_heads = 2;
+  shape.head_dim = 4;
+  shape.max_positions = 64;
+  return shape;
+}
+
+CompressedCache toy_cache(int window, int sinks, int compress_chunk, float threshold = 0) {
+  CacheOptions options;
+  options.recent_window = window;
+  options.sink_tokens = sinks;
+  options.compress_chunk = compress_chunk;
+  options.page_tokens = 64;
+  options.adaptive_threshold = threshold;
+  return {toy_dictionaries(), toy_shape(), options};
+}
+
+TEST_F(CacheEffectTest, ACompressedCacheDoesWhatItsCoderDoesAndSaysItsBytes) {
+  LanguageModel model = make();
+  std::map<std::pair<int, Kind>, std::shared_ptr<VectorCoder>> coders;
+  for (const Dictionary& d : toy_dictionaries().dictionaries)
+    coders[{d.layer, d.kind}] = dictionary_coder(d);
+  const ApproximateVectors code =
+      [&](int layer, Kind kind, const std::int32_t*, std::int64_t tokens, float* v) {
+        coders[{layer, kind}]->reconstruct(v, 2 * tokens, v);
+      };
+  std::vector<CacheSetting> plain, compressed;
+  std::vector<std::size_t> bytes;
+  // {window, sinks, chunk, compress_chunk}; with chunks of 1 and 29 the last token comes alone.
+  for (const auto& [window, sinks, chunk, compress_chunk] :
+       std::vector<std::array<int, 4>>{{4, 0, 4, 1},
+                                       {4, 2, 1, 1},
+                                       {0, 0, 1, 1},
+                                       {0, 3, 29, 1},
+                                       {5, 1, 4, 1},
+                                       {4, 1, 1, 3},
+                                       {3, 0, 7, 12},
+                                       {100, 0, 8, 1}}) {
+    plain.push_back({code, window, sinks, chunk, compress_chunk, true});
+    CacheSetting setting;
+    setting.chunk = chunk;
+    setting.compressed = [=] { return toy_cache(window, sinks, compress_chunk); };
+    compressed.push_back(setting);
+    bytes.push_back(0);
+    const CompressedCache cache = toy_cache(window, sinks, compress_chunk);
+    for (const Sequence& ids : some_sequences())
+      if (ids.size() > 1) bytes.back() += cache.bytes_for(static_cast<std::int64_t>(ids.size()));
+  }
+  CacheEffectOptions two, tight;
+  two.sequences_at_once = 2;
+  tight.memory_bytes = 1;
+  for (const CacheEffectOptions& options : {CacheEffectOptions{}, two, tight}) {
+    const auto want = measure_cache_effect(model, some_sequences(), plain, options);
+    const auto got = measure_cache_effect(model, some_sequences(), compressed, options);
+    EXPECT_GT(want[2].mean_kl, 1e-3);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(got[i].tokens, want[i].tokens) << i;
+      EXPECT_NEAR(got[i].full_nll, want[i].full_nll, 1e-9) << i;
+      EXPECT_NEAR(got[i].compressed_nll, want[i].compressed_nll, 1e-7) << i;
+      EXPECT_NEAR(got[i].mean_kl, want[i].mean_kl, 1e-7) << i;
+      EXPECT_NEAR(got[i].p99_kl, want[i].p99_kl, 1e-6) << i;
+      if (i < 5 || i == 7) {
+        EXPECT_EQ(got[i].bytes, bytes[i]) << i;
+      }
+      EXPECT_LE(got[i].bytes, bytes[i]) << i;  // tokens came piece by piece
+      EXPECT_EQ(got[i].own_atoms, 0);
+      EXPECT_EQ(want[i].bytes, 0u);
+    }
+  }
+}
+
+TEST_F(CacheEffectTest, AnAdaptiveCacheIsCloserAndTakesItsOwnAtoms) {
+  LanguageModel model = make();
+  CacheSetting fixed, adaptive;
+  fixed.compressed = [] { return toy_cache(2, 0, 1); };
+  adaptive.compressed = [] { return toy_cache(2, 0, 1, 0.3f); };
+  fixed.chunk = adaptive.chunk = 4;
+  const auto effects = measure_cache_effect(model, {sequence(40, 2)}, {fixed, adaptive});
+  EXPECT_LT(effects[1].mean_kl, effects[0].mean_kl);
+  EXPECT_GT(effects[1].own_atoms, 0);
+  EXPECT_GT(effects[1].bytes, effects[0].bytes);
+}
+
+TEST_F(CacheEffectTest, ACacheOfAnotherShapeIsNamed) {
+  LanguageModel model = make();
+  CacheSetting setting;
+  setting.compressed = [] {
+    CacheShape shape = toy_shape();
+    shape.kv_heads = 3;
+    return CompressedCache(toy_dictionaries(), shape, {});
+  };
+  EXPECT_HAS(test::message_of<InvalidArgument>(
+                 [&] { measure_cache_effect(model, {sequence(5, 1)}, {setting}); }),
+             "a cache of 2 layers, 3 KV heads and head_dim 4, the model has 2, 2 and 4");
+  setting.approximate = leave;
+  EXPECT_HAS(test::message_of<InvalidArgument>(
+                 [&] { measure_cache_effect(model, {sequence(5, 1)}, {setting}); }),
+             "setting 0: both approximate and compressed");
+}
+
 TEST_F(CacheEffectTest, WithNothingToMeasureThereIsNoNumber) {
   LanguageModel model = make();
   for (const auto& sequences : {std::vector<Sequence>{}, {{}, {3}}}) {
@@ -364,6 +485,7 @@ TEST_F(CacheEffectTest, SettingsAndIdsOutOfBoundsAreNamed) {
   EXPECT_HAS(refused({1, 2}, {leave, -1}), "setting 1: recent_window is -1, must be at least 0");
   EXPECT_HAS(refused({1, 2}, {leave, 1, -2}), "setting 1: sink_tokens is -2");
   EXPECT_HAS(refused({1, 2}, {leave, 1, 1, -3}), "setting 1: chunk is -3");
+  EXPECT_HAS(refused({1, 2}, {leave, 1, 1, 1, 0}), "setting 1: compress_chunk is 0");
   EXPECT_HAS(refused({1, 2}, {}), "setting 1: approximate is empty");
 }
 

@@ -68,6 +68,39 @@ TEST(EvalConfig, ValuesOutOfBoundsAreNamedWithTheBound) {
   expect_names(error_of({"--threads", "-2"}), {"threads is -2", ">= 0"});
 }
 
+TEST(EvalConfig, ListsOfCachesAreSortedAndBounded) {
+  const EvalConfig config = parsed({"--recent-window",
+                                    "128,32,32",
+                                    "--sink-tokens",
+                                    "4,0",
+                                    "--adaptive-threshold",
+                                    "0.3,0",
+                                    "--dictionary",
+                                    "d",
+                                    "--",
+                                    "x"});
+  EXPECT_EQ(config.recent_window, (std::vector<int>{32, 128}));
+  EXPECT_EQ(config.sink_tokens, (std::vector<int>{0, 4}));
+  EXPECT_EQ(config.adaptive_threshold, (std::vector<double>{0, 0.3}));
+  expect_names(error_of({"--recent-window", "4,-1"}), {"recent_window is -1", "[0, 2^24]"});
+  expect_names(error_of({"--sink-tokens", "-2"}), {"sink_tokens is -2", "[0, 2^24]"});
+  expect_names(error_of({"--adaptive-threshold", "-0.1"}), {"adaptive_threshold is -0.1", ">= 0"});
+  expect_names(error_of({"--adaptive-threshold", "inf"}), {"adaptive_threshold"});
+  expect_names(error_of({"--adaptive-atoms", "0"}), {"adaptive_atoms is 0", "[1, 65536]"});
+  expect_names(error_of({"--compress-chunk", "0"}), {"compress_chunk is 0"});
+  expect_names(error_of({"--coding", "fp8"}), {"coding is 'fp8'", "fp8-int16"});
+}
+
+TEST(EvalConfig, ABudgetIsAPartOfTheWholeAndMeansPerplexity) {
+  EXPECT_TRUE(parsed({"--budget", "0.2", "--dictionary", "d", "--", "x"}).perplexity);
+  for (const char* bad : {"0", "1", "1.5", "-0.2"})
+    expect_names(error_of({"--budget", bad}), {"budget is ", "(0, 1)"});
+  expect_names(error_of({"--budget", "0.1,0.2"}), {"budget", "one"});
+  expect_names(error_of({"--budget", "0.2", "--sink-tokens", "0,4"}), {"budget", "sink_tokens"});
+  expect_names(error_of({"--budget", "0.2", "--adaptive-threshold", "0,0.3"}),
+               {"budget", "adaptive_threshold"});
+}
+
 TEST(EvalConfig, AnUnknownFlagNamesTheNearest) {
   expect_names(error_of({"--sparcity", "4"}), {"--sparcity", "'--sparsity'"});
   expect_names(error_of({"--sequence-lenght", "4"}), {"'--sequence-length'"});

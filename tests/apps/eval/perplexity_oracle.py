@@ -22,18 +22,35 @@ PAGE_TOKENS, PAGE_SLACK = 64, 32  # docs/cache.md; the smallest pages
 @dataclass
 class Dictionaries:
     atoms: dict  # (layer, kind): float64 [N, d]
+    frames: dict  # (layer, kind): mean [heads, d], map and back_map [heads, d, d], where there are any
     pre_rope: bool
+
+    def through_codes(self, x: torch.Tensor, layer: int, kind: str, sparsity: int) -> torch.Tensor:
+        """x [B, H, T, d] as a cache in the published format gives it back."""
+        mean, there, back = self.frames[layer, kind]
+        z = (x - mean[:, None]).double()
+        z = torch.einsum("hij,bhtj->bhti", there.double(), z) if there is not None else z
+        z = through_codes(z, self.atoms[layer, kind], sparsity)
+        z = torch.einsum("hij,bhtj->bhti", back.double(), z) if back is not None else z
+        return (mean[:, None] + z).float()
 
 
 def read_dictionaries(path: Path) -> Dictionaries:
     with safe_open(path, "np") as file:
         pre_rope = (file.metadata() or {}).get("key_stage", "post_rope") == "pre_rope"
-        atoms = {}
-        for name in file.keys():  # noqa: SIM118
-            layer, kind = re.fullmatch(r"layers\.(\d+)\.(keys|values)\.atoms", name).groups()
+        atoms, frames = {}, {}
+        there = set(file.keys())
+        for name in sorted(there):
+            match = re.fullmatch(r"(layers\.(\d+)\.(keys|values))\.atoms", name)
+            if not match:
+                continue
+            place = int(match[2]), match[3]
             rows = torch.from_numpy(file.get_tensor(name)).double()
-            atoms[int(layer), kind] = rows / rows.norm(dim=1, keepdim=True)
-    return Dictionaries(atoms, pre_rope)
+            atoms[place] = rows / rows.norm(dim=1, keepdim=True)
+            mean, to, back = (torch.from_numpy(file.get_tensor(part)) if (part := f"{match[1]}.{suffix}") in there else None
+                              for suffix in ("mean", "map", "back_map"))  # fmt: skip
+            frames[place] = torch.zeros(1, rows.shape[1]) if mean is None else mean, to, back
+    return Dictionaries(atoms, frames, pre_rope)
 
 
 def pursue(x: torch.Tensor, atoms: torch.Tensor, sparsity: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,14 +68,14 @@ def pursue(x: torch.Tensor, atoms: torch.Tensor, sparsity: int) -> tuple[torch.T
 
 
 def through_codes(x: torch.Tensor, atoms: torch.Tensor, sparsity: int) -> torch.Tensor:
-    """x [..., d] as the published format gives it back: E4M3 weights."""
+    """x [..., d] in float64 as the published format gives it back: E4M3 weights."""
     rows = x.reshape(-1, x.shape[-1])
     back = torch.zeros_like(rows)
     for first in range(0, len(rows), 4096):
-        part = rows[first : first + 4096].double()
+        part = rows[first : first + 4096]
         indices, weights = pursue(part, atoms, sparsity)
         weights = weights.float().clamp(-448, 448).to(torch.float8_e4m3fn).double()
-        back[first : first + 4096] = (weights[:, None] @ atoms[indices])[:, 0].float()
+        back[first : first + 4096] = (weights[:, None] @ atoms[indices])[:, 0]
     return back.reshape(x.shape)
 
 
@@ -113,9 +130,9 @@ def measure(model, ids: np.ndarray, dictionaries: Dictionaries, sparsity: int, w
         for layer in layers:
             k, v = (x[layer][:, :, coded : end - window] for x in (keys, values))
             stage = rotate(k, -angle) if dictionaries.pre_rope else k
-            back = through_codes(stage, dictionaries.atoms[layer, "keys"], sparsity)
+            back = dictionaries.through_codes(stage, layer, "keys", sparsity)
             k.copy_(rotate(back, angle) if dictionaries.pre_rope else back)
-            v.copy_(through_codes(v, dictionaries.atoms[layer, "values"], sparsity))
+            v.copy_(dictionaries.through_codes(v, layer, "values", sparsity))
         coded = end - window
     q = torch.cat(logits, 1)[:, :-1].flatten(0, 1).double().log_softmax(-1)
     target = sequences[:, 1:].reshape(-1, 1)

@@ -23,7 +23,7 @@ import programs  # noqa: E402
 
 EVAL = str(Path(os.environ["LEXICO_BIN"]) / "lexico-eval")
 DEMO = ROOT / "data/demo/wikillama-5m"
-ATOMS, LENGTH, SEQUENCES = 128, 160, 4
+ATOMS, LENGTH, SEQUENCES = 128, 128, 4
 THREADS = {**os.environ, "OMP_NUM_THREADS": "1"}  # two wait for each other where a core is busy with something else
 
 
@@ -96,12 +96,72 @@ def test_the_pursuit_of_the_oracle_is_that_of_scikit_learn(home):
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("stage", ["post_rope", "pre_rope"])
-def test_perplexity_divergence_and_bytes_are_those_of_transformers(home, model, stage):
-    found = effects(*base(home, stage), "--sparsity", "8,16", "--window", "32", "--sinks", "0,4", "--no-baselines")
-    assert len(found) == 4
+@pytest.mark.parametrize("stage, sinks", [("post_rope", 0), ("pre_rope", 4)])
+def test_perplexity_divergence_and_bytes_are_those_of_transformers(home, model, stage, sinks):
+    found = effects(*base(home, stage), "--sparsity", "8,16", "--window", 32, "--sinks", sinks, "--no-baselines")
     dictionaries = oracle.read_dictionaries(home / stage / "dictionary.safetensors")
     ids = np.fromfile(home / "ids.bin", np.int32).reshape(SEQUENCES, LENGTH)
+    assert [row["key_atoms"] for row in found] == [row["value_atoms"] for row in found] == [8, 16]
     for row in found:
-        assert row["key_atoms"] == row["value_atoms"] and row["chunk"] == 32
-        compare(row, oracle.measure(model, ids, dictionaries, row["key_atoms"], 32, row["sink_tokens"], 32))
+        assert (row["chunk"], row["recent_window"], row["sink_tokens"]) == (32, 32, sinks)
+        compare(row, oracle.measure(model, ids, dictionaries, row["key_atoms"], 32, sinks, 32))
+
+
+def test_a_list_has_a_row_for_each_combination_and_rivals_at_equal_bytes(home, tmp_path):
+    done = run(*base(home), "--perplexity", "--sparsity", 8, "--window", "8,32", "--sinks", "0,4", "--adaptive", "0,0.5",
+               "--chunk", 32, "-o", tmp_path / "out")  # fmt: skip
+    rows = json.loads((tmp_path / "out/report.json").read_text())["cache_effects"]
+    key = lambda row: (row["recent_window"], row["sink_tokens"], row["adaptive_threshold"])  # noqa: E731
+    ours = {key(row): row for row in rows if row["coder"] == "dictionary, fp8-int16"}
+    assert list(ours) == [(window, sinks, threshold) for threshold in (0, 0.5) for window in (8, 32) for sinks in (0, 4)]
+    rivals = {(key(row), row["key_bits"]): row for row in rows if row["coder"] == "rotation + Lloyd-Max"}
+    for where, row in ours.items():
+        assert (row["own_atoms"] > 0) == (row["adaptive_threshold"] > 0)
+        if row["adaptive_threshold"] == 0:
+            assert rivals[where, row["key_bits"]]["bytes"] == row["bytes"]
+        else:
+            plain = ours[(*where[:2], 0)]
+            assert row["bytes"] > plain["bytes"] + row["own_atoms"] * 64 * 2 - 1  # and wider indices
+    assert ours[32, 4, 0]["mean_kl"] < ours[8, 4, 0]["mean_kl"]
+    assert {row["coder"] for row in rows} == {"dictionary, fp8-int16", "rotation + Lloyd-Max", "min/max"}
+    with open(tmp_path / "out/cache_effects.csv") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows)
+    for line, row in zip(table, rows):
+        assert (line["coder"], int(line["bytes"])) == (row["coder"], row["bytes"])
+        assert float(line["mean_kl"]) == pytest.approx(row["mean_kl"], rel=1e-6)
+    assert "x the KL of rotation + Lloyd-Max at equal bytes" in done.stdout
+    page = (tmp_path / "out/report.html").read_text()
+    assert "What it does to the model" in page and f"{len(rows)} settings" in page
+
+
+def test_a_sweep_stays_within_its_budget_and_names_the_best(home):
+    done = run(*base(home), "--sparsity", 8, "--budget", 0.3, "--chunk", 32, "--perplexity-tokens", LENGTH, "--json")
+    rows = json.loads(done.stdout)["cache_effects"]
+    assert all(0.2 < row["share_of_fp16"] <= 0.3 for row in rows if row["coder"] == "dictionary, fp8-int16")
+    assert all(row["share_of_fp16"] <= 0.3 for row in rows)
+    assert {row["recent_window"] for row in rows} == {0, 8, 16, 32}
+    assert {row["split"] for row in rows} >= {"keys 1/4", "keys 1/2", "keys 3/4", "rotation + Lloyd-Max"}
+    assert len({(r["coder"], r["recent_window"], r["key_bits"], r["value_bits"]) for r in rows}) == len(rows)  # none twice
+    assert f"perplexity on ids: {len(rows)} settings, {LENGTH} tokens each" in done.stderr
+    plan = json.loads(run(*base(home), "--budget", 0.3, "--perplexity-tokens", LENGTH, "--dry-run", "--json").stdout)["perplexity"]
+    assert [(one["split"], one["bytes"]) for one in plan] == [(row["split"], row["bytes"]) for row in rows]
+    text = run(*base(home), "--budget", 0.3, "--perplexity-tokens", LENGTH, "--dry-run").stdout
+    assert f"Perplexity on ids: {len(rows)} settings" in text and "keys 3/4" in text
+
+
+def test_bad_requests_are_named(home, tmp_path):
+    plain = [*base(home), "--perplexity", "--sparsity", 8]
+    fails(2, "recent_window is 128", "128 tokens: nothing would be compressed", arguments=[*plain, "--window", "32,128"])
+    fails(2, "sparsity is 65", "head_dim 64", arguments=[*base(home), "--perplexity", "--sparsity", "8,65"])
+    fails(2, "budget is 0.01, too small: the least possible is 0.", arguments=[*base(home), "--budget", 0.01])
+    fails(2, "budget is 1, must be in (0, 1)", arguments=[*base(home), "--budget", 1])
+    fails(2, "adaptive_threshold", "no dictionary", arguments=[*plain, "--adaptive", 0.3, "--coding", "file"])
+    import toy_model
+
+    toy_model.save(tmp_path / "toy.pt")
+    save_file({f"layers.{layer:02d}.{kind}.atoms": np.eye(8, dtype=np.float32) for layer in range(2) for kind in ("keys", "values")},
+              tmp_path / "toy.safetensors", metadata={"format": "lexico-dictionary 1"})  # fmt: skip
+    np.arange(200, dtype=np.int32).tofile(tmp_path / "ids.bin")
+    fails(3, "toy.pt", "method 'step'", "export_model.py", arguments=["--dictionary", tmp_path / "toy.safetensors", "--model", tmp_path / "toy.pt",
+          "--token-ids", tmp_path / "ids.bin", "--sparsity", 4, "--perplexity"])  # fmt: skip

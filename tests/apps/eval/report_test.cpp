@@ -101,6 +101,38 @@ EvaluationReport training_example() {
   return report;
 }
 
+/// Two windows of a dictionary and a rival at equal bytes; with `budget` a sweep in their place.
+EvaluationReport with_effects(bool budget) {
+  EvaluationReport report = example();
+  for (const std::string dataset : {"wikitext", "code"})
+    for (const bool by_dictionary : {true, false})
+      for (const int window : {8, 32})
+        for (const int atoms : {4, 8}) {
+          CacheEffectRow row;
+          row.dataset = dataset;
+          row.coder = by_dictionary ? "dictionary, fp8-int16" : "rotation + Lloyd-Max";
+          row.by_dictionary = by_dictionary;
+          if (budget)
+            row.split = by_dictionary ? (atoms == 4 ? "keys 1/4" : "keys 3/4") : row.coder;
+          row.key_bits = 18 * atoms;
+          row.value_bits = by_dictionary && budget ? 18 * (12 - atoms) : 18 * atoms;
+          row.key_atoms = by_dictionary ? atoms : 0;
+          row.value_atoms = by_dictionary ? (budget ? 12 - atoms : atoms) : 0;
+          row.recent_window = window;
+          row.sink_tokens = budget ? 0 : 4;
+          row.chunk = 8;
+          row.bytes = budget ? 199000 : 1000.0 * (atoms + window);
+          row.full_bytes = 1e6;
+          row.tokens = 511;
+          row.full_perplexity = 20;
+          row.mean_kl = 0.09 / atoms / window * (by_dictionary ? 1 : 4);
+          row.p99_kl = 20 * row.mean_kl;
+          row.perplexity = 20 * (1 + row.mean_kl);
+          report.cache_effects.push_back(row);
+        }
+  return report;
+}
+
 /// RFC 4180, for what follows the header line.
 std::vector<std::vector<std::string>> parse_csv(const std::string& text) {
   std::vector<std::vector<std::string>> lines(1, std::vector<std::string>(1));
@@ -242,8 +274,61 @@ TEST(Report, CsvHasOneLinePerRowAndQuotesNames) {
   EXPECT_EQ(lines[1 + report.rows.size() / 3][0], report.datasets[1].name);
 }
 
+TEST(Report, EffectsOfACompressedCacheAreInEveryOutput) {
+  EvaluationReport report = with_effects(false);
+  report.cache_effects[0].adaptive_threshold = 0.25;
+  report.cache_effects[0].own_atoms = 7;
+  const std::string table = console_table(report);
+  EXPECT_NE(table.find("full perplexity 20"), std::string::npos) << table;
+  EXPECT_NE(table.find("0.25"), std::string::npos);
+  EXPECT_NE(
+      table.find("dictionary, fp8-int16, s = 8, window 32, sinks 4: 0.25x the KL of rotation + "
+                 "Lloyd-Max at equal bytes, 4.00 % of fp16."),
+      std::string::npos)
+      << table;
+  const auto rows = nlohmann::json::parse(to_json(report))["cache_effects"];
+  ASSERT_EQ(rows.size(), 16u);
+  EXPECT_EQ(rows[0]["own_atoms"], 7);
+  EXPECT_EQ(rows[0]["sink_tokens"], 4);
+  EXPECT_NEAR(rows[1]["share_of_fp16"], 0.016, 1e-12);
+  EXPECT_NEAR(rows[1]["perplexity_ratio"], 1 + 0.09 / 8 / 8, 1e-12);
+  EXPECT_NEAR(rows[1]["bytes_per_token_and_head"], 36, 1e-12);
+  report.cache_effects[1].mean_kl = std::nan("");
+  const auto lines = parse_csv(effects_to_csv(report));
+  ASSERT_EQ(lines.size(), 17u);
+  for (const auto& line : lines) EXPECT_EQ(line.size(), lines[0].size());
+  EXPECT_EQ(lines[0].back(), "p99_kl");
+  EXPECT_EQ(lines[1][0], "wikitext");
+  EXPECT_EQ(lines[2][20], "");  // NaN
+  const std::string html = to_html(report);
+  EXPECT_EQ(unbalanced(html), "");
+  EXPECT_NE(html.find("rotation + Lloyd-Max, window 8, sinks 4"), std::string::npos);
+  EXPECT_NE(html.find("16 settings"), std::string::npos);
+}
+
+TEST(Report, TheBestOfABudgetIsNamedAndItsCurveDrawn) {
+  const EvaluationReport report = with_effects(true);
+  const std::vector<std::string> sentences = effect_sentences(report);
+  ASSERT_EQ(sentences.size(), 2u);
+  EXPECT_EQ(sentences[0],
+            "wikitext: the best within the budget is dictionary, fp8-int16, s = 8 + 4, window 32 "
+            "(KL 0.000352, perplexity x 1.0004, 19.90 % of fp16): 8 atoms for keys, 4 for values. "
+            "Without a dictionary: rotation + Lloyd-Max, 144 bits, window 32 (KL 0.00141, "
+            "perplexity x 1.0014, 19.90 % of fp16).");
+  EXPECT_NE(console_table(report).find(sentences[1]), std::string::npos);
+  const std::string html = to_html(report);
+  EXPECT_EQ(unbalanced(html), "");
+  EXPECT_NE(html.find("keys 3/4"), std::string::npos);
+  EXPECT_NE(html.find("recent window, tokens"), std::string::npos);
+  EXPECT_NE(html.find(sentences[0]), std::string::npos);
+}
+
 TEST(Report, HtmlIsWellFormedAndLoadsNothing) {
-  for (EvaluationReport report : {example(), training_example(), EvaluationReport{}}) {
+  for (EvaluationReport report : {example(),
+                                  training_example(),
+                                  with_effects(false),
+                                  with_effects(true),
+                                  EvaluationReport{}}) {
     report.notes.push_back("a <b> & \"c\" \xff\x01");
     const std::string html = to_html(report);
     EXPECT_EQ(unbalanced(html), "");
@@ -296,6 +381,11 @@ TEST(Report, ThreeFilesAreWrittenAndNoPartialIsLeft) {
   for (const auto& entry : std::filesystem::directory_iterator(folder))
     names.insert(entry.path().filename().string());
   EXPECT_EQ(names, (std::set<std::string>{"report.json", "report.csv", "report.html", "training"}));
+  write_report(with_effects(true), (folder / "effects").string());
+  EXPECT_TRUE(std::filesystem::exists(folder / "effects/cache_effects.csv"));
+  write_report(example(), (folder / "effects").string());  // in its place, without effects
+  EXPECT_FALSE(std::filesystem::exists(folder / "effects/cache_effects.csv"));
+  write_report(with_effects(true), (folder / "budget").string());
   EXPECT_THROW(write_report(example(), "/dev/full"), ResourceError);
   EXPECT_THROW(write_report(example(), "/proc/no/such"), ResourceError);
 }
