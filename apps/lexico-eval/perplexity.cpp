@@ -196,8 +196,10 @@ std::string settings_text(const std::vector<CacheSettings>& settings,
                                one.mean_bits(Kind::kValues, model));
       if (one.key_atoms > 0 && one.value_atoms > 0)
         rate += print(", s = %d + %d", one.key_atoms, one.value_atoms);
+      const std::string split = one.split.empty() || !one.by_dictionaries() ? "" : one.split + ", ";
       lines += "  " + report::pad_right(one.coder, 26) + report::pad_right(rate, 28) +
-               report::pad_right(exact_part(one), 34) + report::pad_left(format_bytes(bytes), 9) +
+               report::pad_right(split + exact_part(one), 40) +
+               report::pad_left(format_bytes(bytes), 9) +
                print("  %.2f %%\n", 100 * bytes / full_bytes(model, text));
     }
   }

@@ -108,7 +108,7 @@ def cache_bytes(config, dictionaries: Dictionaries, tokens: int, sparsity: int, 
 
 @torch.no_grad()
 def measure(model, ids: np.ndarray, dictionaries: Dictionaries, sparsity: int, window: int, sinks: int, chunk: int) -> dict:
-    """All sequences side by side; the full cache in one pass without any cache."""
+    """All sequences side by side, `mean_kls` of each; the full cache in one pass without any cache."""
     sequences, length, config = torch.from_numpy(ids).long(), ids.shape[1], model.config
     layers = range(config.num_hidden_layers)
     keys, values = ([torch.empty(len(ids), config.num_key_value_heads, 0, config.head_dim)] * len(layers) for _ in range(2))
@@ -141,7 +141,8 @@ def measure(model, ids: np.ndarray, dictionaries: Dictionaries, sparsity: int, w
     full = len(ids) * length * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 2
     return dict(tokens=len(target), full_perplexity=p.gather(1, target).mean().neg().exp().item(),
                 perplexity=q.gather(1, target).mean().neg().exp().item(), mean_kl=divergence.mean().item(),
-                p99_kl=float(np.quantile(divergence.numpy(), 0.99)), bytes=size, full_bytes=full)  # fmt: skip
+                p99_kl=float(np.quantile(divergence.numpy(), 0.99)), bytes=size, full_bytes=full,
+                mean_kls=divergence.reshape(len(ids), -1).mean(1).numpy())  # fmt: skip
 
 
 def load(folder: Path):

@@ -69,7 +69,7 @@ def home(tmp_path_factory, model):
 
 def base(home, stage="post_rope"):
     return ["--dictionary", home / stage, "--model", home / "demo.pt", "--token-ids", home / "ids.bin", "--bos", "none",
-            "--sequence-length", LENGTH, "--max-vectors", 100]  # fmt: skip
+            "--sequence-length", LENGTH, "--max-vectors", 100, "--threads", 1]  # fmt: skip
 
 
 def effects(*arguments):
@@ -109,7 +109,7 @@ def test_perplexity_divergence_and_bytes_are_those_of_transformers(home, model, 
 
 def test_a_list_has_a_row_for_each_combination_and_rivals_at_equal_bytes(home, tmp_path):
     done = run(*base(home), "--perplexity", "--sparsity", 8, "--window", "8,32", "--sinks", "0,4", "--adaptive", "0,0.5",
-               "--chunk", 32, "-o", tmp_path / "out")  # fmt: skip
+               "--chunk", 32, "--bits", 2, "--perplexity-tokens", 2 * LENGTH, "-o", tmp_path / "out")  # fmt: skip
     rows = json.loads((tmp_path / "out/report.json").read_text())["cache_effects"]
     key = lambda row: (row["recent_window"], row["sink_tokens"], row["adaptive_threshold"])  # noqa: E731
     ours = {key(row): row for row in rows if row["coder"] == "dictionary, fp8-int16"}
