@@ -471,8 +471,11 @@ std::vector<CacheSettings> listed_settings(const EvalConfig& config,
       if (!twin.places.empty() && rotations.insert(all_bits(twin)).second)
         caches.push_back(std::move(twin));
     }
+    // Dictionaries as they are; then the others by name and bits.
     std::stable_sort(caches.begin(), caches.end(), [](const auto& a, const auto& b) {
-      return a.by_dictionaries() > b.by_dictionaries();
+      if (a.by_dictionaries() || b.by_dictionaries())
+        return a.by_dictionaries() && !b.by_dictionaries();
+      return std::pair(a.coder, all_bits(a)) < std::pair(b.coder, all_bits(b));
     });
   }
   const std::vector<int> usual_window{32};
