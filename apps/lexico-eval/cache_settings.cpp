@@ -125,11 +125,14 @@ std::vector<int> all_bits(const CacheSettings& settings) {
   return bits;
 }
 
-bool can_adapt(const CacheSettings& settings) {
-  return std::all_of(settings.places.begin(), settings.places.end(), [](const auto& place) {
+bool can_adapt(const std::map<Place, PlaceCode>& places) {
+  return std::all_of(places.begin(), places.end(), [](const auto& place) {
     return place.second.format && place.second.format->max_atoms > 0;
   });
 }
+
+constexpr const char* kCannotAdapt =
+    ": not adaptive, for in some layer it has no atoms for own ones to join";
 
 void require_something_to_compress(const CacheSettings& settings,
                                    const std::vector<TextLengths>& texts) {
@@ -168,12 +171,20 @@ class Budget {
     std::vector<CacheSettings> found;
     double least = 1e30;
     bool dictionaries_fit = false;
-    for (const Ladder& ladder : ladders) {
+    for (Ladder ladder : ladders) {
       const bool adapts = ladder.keys.front().places.begin()->second.dictionary != nullptr &&
                           config_.adaptive_threshold.front() > 0;
+      if (adapts) {
+        std::erase_if(ladder.keys, [](const Rung& rung) { return !can_adapt(rung.places); });
+        std::erase_if(ladder.values, [](const Rung& rung) { return !can_adapt(rung.places); });
+        if (ladder.keys.empty() || ladder.values.empty()) {
+          notes_.push_back(ladder.coder + kCannotAdapt);
+          continue;
+        }
+      }
       const CacheSettings smallest = settings(ladder, 0, 0, 0, adapts);
       const double share = largest_share(smallest);
-      least = std::min(least, share);
+      if (smallest.by_dictionaries()) least = std::min(least, share);
       if (share > budget()) {
         notes_.push_back(ladder.coder + ": the least it can take is " + share_text(share) +
                          " of the full cache, more than the budget");
@@ -182,6 +193,8 @@ class Budget {
       if (smallest.by_dictionaries()) dictionaries_fit = true;
       for (const int window : windows(ladder, adapts)) add_points(ladder, window, adapts, found);
     }
+    if (least > 1e29)
+      throw InvalidArgument("adaptive_threshold: no dictionary has an atom in every layer");
     if (!dictionaries_fit)
       throw InvalidArgument("budget is " + value_text(budget()) +
                             ", too small: the least possible is " + share_text(least) +
@@ -486,9 +499,8 @@ std::vector<CacheSettings> listed_settings(const EvalConfig& config,
     for (const double threshold :
          cache.by_dictionaries() ? config.adaptive_threshold : no_threshold) {
       const bool adapts = threshold > 0;
-      if (adapts && !can_adapt(cache)) {
-        notes.push_back(cache.coder +
-                        ": not adaptive, for in some layer it has no atoms for own ones to join");
+      if (adapts && !can_adapt(cache.places)) {
+        notes.push_back(cache.coder + kCannotAdapt);
         continue;
       }
       some_adapt = some_adapt || adapts;
