@@ -28,7 +28,7 @@ p{margin:4px 0 14px;max-width:78ch}
 .tile b{display:block;font-size:27px;line-height:1.2;font-weight:600;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
 .tile span{display:block;font-size:13px;color:var(--soft)}
 .tile .name{color:var(--ink);font-weight:500}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:14px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(420px,100%),1fr));gap:14px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px 14px 6px}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-family:inherit;fill:var(--ink);font-size:12px}
