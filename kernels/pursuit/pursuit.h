@@ -107,7 +107,7 @@ enum class PursuitPath : int {
 };
 
 /// Sizes of the tensor paths.
-constexpr int kMaxTensorDim = 256, kMaxTensorPicks = 64, kMaxTensorAtoms = 1 << 20;
+constexpr int kMaxTensorDim = 256, kMaxTensorPicks = 64, kMaxTensorAtoms = 1 << 19;
 
 /// What one call of `pursuit` does and holds; made by `plan_pursuit` on the current device, valid
 /// for problems of the same sizes and options on it.
@@ -115,7 +115,6 @@ struct PursuitPlan {
   PursuitPath path = PursuitPath::kPlain;  // never kAuto
   int signals_per_block = 1;
   int blocks = 1;                   // resident ones; each takes groups of signals in turn
-  int flush = 1;                    // tensor paths: tiles of atoms in a segment
   std::size_t prepared_bytes = 0;   // of all dictionaries: fp16 atoms, norms
   std::size_t scratch_bytes = 0;    // of one block
   std::size_t workspace_bytes = 0;  // all of it, on the device

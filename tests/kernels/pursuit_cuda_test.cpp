@@ -105,7 +105,9 @@ Codes encode(const Case& c,
   p.residual_norms = residual_norms.get();
   p.curve = curve.get();
   cuda::PursuitPlan plan;
-  Status status = cuda::plan_pursuit(p, v.path, &plan);
+  // Sizes that a path does not take go where a caller's would.
+  const bool takes = v.path == cuda::PursuitPath::kPlain || max_atoms <= cuda::kMaxTensorPicks;
+  Status status = cuda::plan_pursuit(p, takes ? v.path : cuda::PursuitPath::kAuto, &plan);
   EXPECT_TRUE(status.ok()) << status.what;
   const DeviceMemory workspace(plan.workspace_bytes);
   status = cuda::pursuit(p, plan, workspace.get(), false, nullptr);
@@ -133,6 +135,8 @@ std::vector<Variant> variants() {
                           Rule{"ols", PursuitRule::kOls, 0},
                           Rule{"ols16", PursuitRule::kOls, 16}}) {
     all.push_back({cuda::PursuitPath::kPlain, rule});
+    if (rule.rule == PursuitRule::kOmp || rule.candidates > 0)
+      all.push_back({cuda::PursuitPath::kTensor, rule});
   }
   return all;
 }
