@@ -54,9 +54,10 @@ __global__ void __launch_bounds__(kThreads) residual_kernel(SparseProblem p,
                                                             float* residual,
                                                             float* signal_norms,
                                                             float* residual_norms) {
-  const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + warp_id();
-  if (row >= p.num_dictionaries * p.num_signals) return;
-  const float* atoms = p.atoms + row / p.num_signals * p.num_atoms * p.dim;
+  const std::int64_t b = std::int64_t{blockIdx.x} * kWarps + warp_id();
+  if (b >= p.num_signals) return;
+  const std::int64_t dictionary = blockIdx.y, row = dictionary * p.num_signals + b;
+  const float* atoms = p.atoms + dictionary * p.num_atoms * p.dim;
   const std::int32_t* index = p.indices + row * p.max_atoms;
   const float* weight = p.weights + row * p.max_atoms;
   const int lane = lane_id();
@@ -103,13 +104,12 @@ struct Uses {
 
 __global__ void __launch_bounds__(kThreads) count_uses_kernel(Uses u) {
   const std::int64_t num_slots = u.p.num_signals * u.p.max_atoms;
-  const int dictionary = static_cast<int>(blockIdx.x / static_cast<unsigned>(u.tiles));
-  const int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(u.tiles));
-  std::int32_t* counts = u.counts + std::int64_t{blockIdx.x} * u.p.num_atoms;
+  const std::int64_t dictionary = blockIdx.y, tile = blockIdx.x;
+  std::int32_t* counts = u.counts + (dictionary * u.tiles + tile) * u.p.num_atoms;
   for (int n = static_cast<int>(threadIdx.x); n < u.p.num_atoms; n += kThreads) counts[n] = 0;
   __syncthreads();
   const std::int32_t* indices = u.p.indices + dictionary * num_slots;
-  const std::int64_t first = std::int64_t{tile} * kTileSlots;
+  const std::int64_t first = tile * kTileSlots;
   for (int i = static_cast<int>(threadIdx.x); i < kTileSlots && first + i < num_slots;
        i += kThreads) {
     const int n = indices[first + i];
@@ -128,8 +128,7 @@ __global__ void __launch_bounds__(1024) scan_uses_kernel(Uses u) {
   for (int first = 0; first < N; first += kScanThreads) {
     const int n = first + thread;
     std::int32_t total = 0;
-    for (int tile = 0; tile < u.tiles && n < N; ++tile)
-      total += counts[std::int64_t{tile} * N + n];
+    for (int tile = 0; tile < u.tiles && n < N; ++tile) total += counts[std::int64_t{tile} * N + n];
     sums[thread] = total;
     __syncthreads();
     for (int step = 1; step < kScanThreads; step *= 2) {
@@ -155,12 +154,11 @@ __global__ void __launch_bounds__(1024) scan_uses_kernel(Uses u) {
 // A warp places its tile, 32 slots at a time: those of one atom keep their order.
 __global__ void __launch_bounds__(kWarpSize) place_uses_kernel(Uses u, int index_bits) {
   const std::int64_t num_slots = u.p.num_signals * u.p.max_atoms;
-  const int dictionary = static_cast<int>(blockIdx.x / static_cast<unsigned>(u.tiles));
-  const int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(u.tiles));
-  std::int32_t* next = u.counts + std::int64_t{blockIdx.x} * u.p.num_atoms;
+  const std::int64_t dictionary = blockIdx.y, tile = blockIdx.x;
+  std::int32_t* next = u.counts + (dictionary * u.tiles + tile) * u.p.num_atoms;
   const std::int32_t* indices = u.p.indices + dictionary * num_slots;
   std::int32_t* slots = u.uses.slots + dictionary * num_slots;
-  const std::int64_t start = std::int64_t{tile} * kTileSlots;
+  const std::int64_t start = tile * kTileSlots;
   const int lane = lane_id();
   for (int i = 0; i < kTileSlots && start + i < num_slots; i += kWarpSize) {
     const std::int64_t slot = start + i + lane;
@@ -213,9 +211,9 @@ __device__ void add_uses(Part<V>& to,
 template <int V>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(
     SparseProblem p, AtomUses uses, const float* residual, float scale, float* gradient) {
-  const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + warp_id();
-  if (row >= std::int64_t{p.num_dictionaries} * p.num_atoms) return;
-  const std::int64_t dictionary = row / p.num_atoms, n = row % p.num_atoms;
+  const int n = static_cast<int>(blockIdx.x) * kWarps + warp_id();
+  if (n >= p.num_atoms) return;
+  const std::int64_t dictionary = blockIdx.y, row = dictionary * p.num_atoms + n;
   const std::int64_t num_slots = p.num_signals * p.max_atoms;
   const std::int32_t* offsets = uses.offsets + dictionary * (p.num_atoms + 1);
   for (int first = 0; first < p.dim; first += kWarpSize * V) {
@@ -243,11 +241,10 @@ struct AdamFactors {
 
 template <int V>
 __global__ void __launch_bounds__(kThreads) adam_kernel(AdamStep step, AdamFactors f) {
-  const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + warp_id();
-  if (row >= std::int64_t{step.num_dictionaries} * step.num_atoms) return;
-  const float scale = step.scales[row / step.num_atoms];
-  if (scale == 0) return;
-  const std::int64_t at = row * step.dim;
+  const int n = static_cast<int>(blockIdx.x) * kWarps + warp_id();
+  const float scale = step.scales[blockIdx.y];
+  if (n >= step.num_atoms || scale == 0) return;
+  const std::int64_t at = (std::int64_t{blockIdx.y} * step.num_atoms + n) * step.dim;
   const float* g = step.gradient + at;
   float *atom = step.atoms + at, *m1 = step.first + at, *m2 = step.second + at;
   const int lane = lane_id(), dim = step.dim;
@@ -266,6 +263,7 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(AdamStep step, AdamFacto
     along = dot(load<V>(g + d), load<V>(atom + d), along);
   along = warp_sum(along) * before;
   float sum = 0;
+#pragma unroll 1
   for (int d = lane * V; d < dim; d += kWarpSize * V) {
     Part<V> x = load<V>(atom + d), first = load<V>(m1 + d), second = load<V>(m2 + d);
     const Part<V> slope = load<V>(g + d);
@@ -300,8 +298,8 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(AdamStep step, AdamFacto
 template <int V, int W>  // V: of B's rows, W: of A's
 __global__ void __launch_bounds__(kThreads) co_occurrence_kernel(
     SparseProblem p, AtomUses uses, const float* signals, float keep, CoOccurrence sums) {
-  const std::int64_t row = blockIdx.x;
-  const std::int64_t dictionary = row / p.num_atoms, n = row % p.num_atoms;
+  const int n = static_cast<int>(blockIdx.x);
+  const std::int64_t dictionary = blockIdx.y, row = dictionary * p.num_atoms + n;
   const std::int64_t num_slots = p.num_signals * p.max_atoms;
   const std::int32_t* offsets = uses.offsets + dictionary * (p.num_atoms + 1);
   const std::int32_t first = offsets[n], last = offsets[n + 1];
@@ -310,8 +308,7 @@ __global__ void __launch_bounds__(kThreads) co_occurrence_kernel(
   const float* weights = p.weights + dictionary * num_slots;
   float* a = sums.codes + row * p.num_atoms;
   float* b = sums.signals + row * p.dim;
-  for (int k = static_cast<int>(threadIdx.x) * W; k < p.num_atoms && keep != 1;
-       k += kThreads * W) {
+  for (int k = static_cast<int>(threadIdx.x) * W; k < p.num_atoms && keep != 1; k += kThreads * W) {
     Part<W> x = load<W>(a + k);
 #pragma unroll
     for (int i = 0; i < W; ++i) x.x[i] *= keep;
@@ -474,12 +471,17 @@ __global__ void __launch_bounds__(256) descend_kernel(
   }
 }
 
-unsigned blocks_of(std::int64_t rows) { return static_cast<unsigned>((rows + kWarps - 1) / kWarps); }
-
 bool in_fours(int count) { return count % 4 == 0; }
 
-constexpr Status kTooMany{1, "sparse: more rows than a grid has blocks, must be below 2^31"};
-constexpr std::int64_t kMostBlocks = (std::int64_t{1} << 31) - 1;
+constexpr Status kTooMany{1, "sparse: too many for one launch, must be below 2^16 dictionaries"};
+
+// Blocks for `rows` warps of each dictionary. Rows are fewer than 2^31 (sparse.h).
+dim3 grid_of(std::int64_t rows, int num_dictionaries) {
+  return dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps),
+              static_cast<unsigned>(num_dictionaries));
+}
+
+bool is_too_many(int num_dictionaries) { return num_dictionaries > 65535; }
 
 int tiles_of(const SparseProblem& p) {
   return static_cast<int>((p.num_signals * p.max_atoms + kTileSlots - 1) / kTileSlots);
@@ -493,11 +495,10 @@ Status sparse_residual(const SparseProblem& p,
                        float* signal_norms,
                        float* residual_norms,
                        Stream stream) {
-  const std::int64_t rows = p.num_dictionaries * p.num_signals;
-  if (rows == 0) return {};
-  if (rows / kWarps > kMostBlocks - 1) return kTooMany;
+  if (p.num_dictionaries == 0 || p.num_signals == 0) return {};
+  if (is_too_many(p.num_dictionaries)) return kTooMany;
   return launch(in_fours(p.dim) ? residual_kernel<4> : residual_kernel<1>,
-                dim3(blocks_of(rows)),
+                grid_of(p.num_signals, p.num_dictionaries),
                 dim3(kThreads),
                 0,
                 stream,
@@ -516,10 +517,9 @@ std::size_t atom_uses_workspace_bytes(const SparseProblem& p) {
 Status atom_uses(const SparseProblem& p, const AtomUses& uses, void* workspace, Stream stream) {
   if (p.num_dictionaries == 0) return {};
   const Uses u{p, uses, static_cast<std::int32_t*>(workspace), tiles_of(p)};
-  const std::int64_t tiles = std::int64_t{p.num_dictionaries} * u.tiles;
-  if (tiles > kMostBlocks) return kTooMany;
-  const dim3 grid(static_cast<unsigned>(tiles));
-  if (tiles > 0) {
+  if (is_too_many(p.num_dictionaries)) return kTooMany;
+  const dim3 grid(static_cast<unsigned>(u.tiles), static_cast<unsigned>(p.num_dictionaries));
+  if (u.tiles > 0) {
     const Status counted = launch(count_uses_kernel, grid, dim3(kThreads), 0, stream, u);
     if (!counted.ok()) return counted;
   }
@@ -529,7 +529,7 @@ Status atom_uses(const SparseProblem& p, const AtomUses& uses, void* workspace, 
                                 1024 * sizeof(std::int32_t),
                                 stream,
                                 u);
-  if (!scanned.ok() || tiles == 0) return scanned;
+  if (!scanned.ok() || u.tiles == 0) return scanned;
   int index_bits = 0;
   while (index_bits < 31 && 1 << index_bits < p.num_atoms) ++index_bits;
   return launch(place_uses_kernel, grid, dim3(kWarpSize), 0, stream, u, index_bits);
@@ -541,10 +541,10 @@ Status sparse_gradient(const SparseProblem& p,
                        float scale,
                        float* gradient,
                        Stream stream) {
-  const std::int64_t rows = std::int64_t{p.num_dictionaries} * p.num_atoms;
-  if (rows == 0) return {};
+  if (p.num_dictionaries == 0 || p.num_atoms == 0) return {};
+  if (is_too_many(p.num_dictionaries)) return kTooMany;
   return launch(in_fours(p.dim) ? gradient_kernel<4> : gradient_kernel<1>,
-                dim3(blocks_of(rows)),
+                grid_of(p.num_atoms, p.num_dictionaries),
                 dim3(kThreads),
                 0,
                 stream,
@@ -556,8 +556,8 @@ Status sparse_gradient(const SparseProblem& p,
 }
 
 Status adam_step(const AdamStep& step, Stream stream) {
-  const std::int64_t rows = std::int64_t{step.num_dictionaries} * step.num_atoms;
-  if (rows == 0) return {};
+  if (step.num_dictionaries == 0 || step.num_atoms == 0) return {};
+  if (is_too_many(step.num_dictionaries)) return kTooMany;
   const double t = static_cast<double>(step.step);
   const AdamFactors factors{static_cast<float>(step.beta1),
                             static_cast<float>(step.beta2),
@@ -567,7 +567,7 @@ Status adam_step(const AdamStep& step, Stream stream) {
                             static_cast<float>(step.rate / (1 - std::pow(step.beta1, t))),
                             static_cast<float>(step.epsilon)};
   return launch(in_fours(step.dim) ? adam_kernel<4> : adam_kernel<1>,
-                dim3(blocks_of(rows)),
+                grid_of(step.num_atoms, step.num_dictionaries),
                 dim3(kThreads),
                 0,
                 stream,
@@ -581,15 +581,14 @@ Status add_co_occurrence(const SparseProblem& p,
                          float keep,
                          const CoOccurrence& sums,
                          Stream stream) {
-  const std::int64_t rows = std::int64_t{p.num_dictionaries} * p.num_atoms;
-  if (rows == 0) return {};
-  if (rows > kMostBlocks) return kTooMany;
+  if (p.num_dictionaries == 0 || p.num_atoms == 0) return {};
+  if (is_too_many(p.num_dictionaries)) return kTooMany;
   const auto kernel =
       in_fours(p.dim)
           ? (in_fours(p.num_atoms) ? co_occurrence_kernel<4, 4> : co_occurrence_kernel<4, 1>)
           : (in_fours(p.num_atoms) ? co_occurrence_kernel<1, 4> : co_occurrence_kernel<1, 1>);
   return launch(kernel,
-                dim3(static_cast<unsigned>(rows)),
+                dim3(static_cast<unsigned>(p.num_atoms), static_cast<unsigned>(p.num_dictionaries)),
                 dim3(kThreads),
                 0,
                 stream,
@@ -608,10 +607,10 @@ Status descend_atoms(int num_dictionaries,
                      float* atoms,
                      Stream stream) {
   constexpr std::size_t kMostShared = 96 << 10;  // any device with at least compute capability 8.0
-  if (num_dictionaries == 0 || num_atoms == 0) return {};
+  if (num_dictionaries == 0 || num_atoms == 0 || dim == 0) return {};
+  if (is_too_many(num_dictionaries)) return kTooMany;
   const unsigned P = static_cast<unsigned>(num_dictionaries);
-  const std::size_t base =
-      (std::size_t{kDescentBlock} * kDescentBlock + kWarpSize) * sizeof(float);
+  const std::size_t base = (std::size_t{kDescentBlock} * kDescentBlock + kWarpSize) * sizeof(float);
   const std::size_t with_misfit =
       base + std::size_t{kDescentBlock} * static_cast<std::size_t>(dim) * sizeof(float);
   const bool shared = with_misfit <= kMostShared;
