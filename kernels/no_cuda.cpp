@@ -1,5 +1,6 @@
 // The CUDA backend of a build without CUDA: every entry point says so.
 // Compiled instead of the *_cuda files, so no other source needs an #ifdef.
+#include "kernels/attention/attention.h"
 #include "kernels/memory/memory.h"
 #include "kernels/sparse/sparse.h"
 
@@ -12,6 +13,12 @@ Status allocate(void**, std::size_t) { return kNotBuilt; }
 void release(void*) {}
 Status copy(void*, const void*, std::size_t, Stream) { return kNotBuilt; }
 Status synchronize(Stream) { return kNotBuilt; }
+
+Status attention_device(AttentionBounds*) { return kNotBuilt; }
+std::size_t attention_workspace_bytes(const AttentionProblem&, const AttentionBounds&) { return 0; }
+Status attention(const AttentionProblem&, const AttentionBounds&, void*, Stream) {
+  return kNotBuilt;
+}
 
 Status sparse_residual(const SparseProblem&, const float*, float*, float*, float*, Stream) {
   return kNotBuilt;
