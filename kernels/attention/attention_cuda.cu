@@ -405,7 +405,8 @@ __device__ void own_rows(const Call& c, const Group& g) {
 
 // kTableRows rows for kTableGroups groups that read the same dictionary; behind the last tile of
 // rows one more block for what is the groups' own.
-__global__ void __launch_bounds__(kTableThreads, 2) tables_kernel(Call c, int row_tiles, int share) {
+__global__ void __launch_bounds__(kTableThreads, 2)
+    tables_kernel(Call c, int row_tiles, int share) {
   constexpr int kPitch = kTableDims + 4;
   auto* atoms = reinterpret_cast<float*>(dynamic_shared());  // [kTableRows, kPitch]
   auto* queries =
@@ -961,9 +962,9 @@ __global__ void __launch_bounds__(kThreads, 1) values_kernel(Call c, int tile_bl
           int* to = counts + read_field(indices + k * index_bytes, layout.index_bits, in_block);
           if (weight == 0) continue;  // unused slots may all name one atom
           atomicAdd(to, __float2int_rn(weight * v.x));
-          atomicAdd(to + rows, __float2int_rn(weight * v.y));
-          atomicAdd(to + 2 * rows, __float2int_rn(weight * v.z));
-          atomicAdd(to + 3 * rows, __float2int_rn(weight * v.w));
+          if (g.lanes > 1) atomicAdd(to + rows, __float2int_rn(weight * v.y));
+          if (g.lanes > 2) atomicAdd(to + 2 * rows, __float2int_rn(weight * v.z));
+          if (g.lanes > 3) atomicAdd(to + 3 * rows, __float2int_rn(weight * v.w));
         }
         weights_of_tile[thread] = layout.relative ? scale * p : p;
       }

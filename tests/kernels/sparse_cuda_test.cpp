@@ -22,8 +22,8 @@ class SparseCuda : public test::DeviceTest {
   static std::vector<SparseCase> cases() {
     std::vector<SparseCase> all;
     all.emplace_back();
-    all.emplace_back(2, 300, 130, 33, 8);
-    all.emplace_back(1, 90, 200, 128, 40);
+    all.emplace_back(2, 200, 130, 33, 8);
+    all.emplace_back(1, 40, 100, 128, 40);
     all.emplace_back(2, 150, 5, 260, 7);
     all.emplace_back(1, 9, 1, 1, 3);
     all.emplace_back(2, 0, 10, 8, 4);
