@@ -2,6 +2,7 @@
 // Compiled instead of the *_cuda files, so no other source needs an #ifdef.
 #include "kernels/attention/attention.h"
 #include "kernels/memory/memory.h"
+#include "kernels/pursuit/pursuit.h"
 #include "kernels/sparse/sparse.h"
 
 namespace lexico::kernels::cuda {
@@ -19,6 +20,9 @@ std::size_t attention_workspace_bytes(const AttentionProblem&, const AttentionBo
 Status attention(const AttentionProblem&, const AttentionBounds&, void*, Stream) {
   return kNotBuilt;
 }
+
+Status plan_pursuit(const PursuitProblem&, PursuitPath, PursuitPlan*) { return kNotBuilt; }
+Status pursuit(const PursuitProblem&, const PursuitPlan&, void*, bool, Stream) { return kNotBuilt; }
 
 Status sparse_residual(const SparseProblem&, const float*, float*, float*, float*, Stream) {
   return kNotBuilt;

@@ -80,7 +80,7 @@ struct Copy {
   int group;
 };
 
-enum class State { kReady, kInWarp, kAtBarrier, kDone };
+enum class State { kReady, kWaits, kDone };
 
 struct Fiber {
   Context context;
@@ -90,12 +90,23 @@ struct Fiber {
   int lane = 0, warp = 0;
   // What it waits for.
   const char* what = "";
-  unsigned mask = 0;
-  void* data = nullptr;
   Where where;
-  int predicate = 0, barrier_sum = 0;
+  int barrier_sum = 0;
   std::vector<Copy> copies;
   int group = 0;  // of copies, the one that is open
+};
+
+// Lanes that wait for each other; mask 0: none do.
+struct Meeting {
+  unsigned mask, arrived;
+  const char* name;
+  Where where;
+  void* data[32];
+};
+
+struct Warp {
+  unsigned lanes = 0;  // that are there
+  Meeting meetings[8] = {};
 };
 
 struct Engine {
@@ -105,7 +116,10 @@ struct Engine {
   std::function<void()> next;
 
   std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Warp> warps;
   int num_threads = 0;
+  int at_barrier = 0, barrier_sum = 0;
+  Where barrier;
   Fiber* current = nullptr;
   Context scheduler;
   const void* scheduler_stack = nullptr;
@@ -266,12 +280,15 @@ bool run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const std::functi
     const std::size_t off = reinterpret_cast<std::size_t>(e.shared.data() + kMargin) % 1024;
     e.shared_begin = e.shared.data() + kMargin + (1024 - off) % 1024;
     std::memset(e.shared_begin, 0xff, shared_bytes);  // NaN: nobody may rely on what is there
+    e.warps.assign(static_cast<std::size_t>(e.num_threads + 31) / 32, {});
+    e.at_barrier = 0;
     for (int i = 0; i < e.num_threads; ++i) {
       Fiber& f = *e.fibers[static_cast<std::size_t>(i)];
       const unsigned t = static_cast<unsigned>(i);
       f.index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
       f.lane = i % 32;
       f.warp = i / 32;
+      e.warps[static_cast<std::size_t>(f.warp)].lanes |= 1u << f.lane;
       f.state = State::kReady;
       f.copies.clear();
       f.group = 0;
@@ -307,37 +324,36 @@ void warp_collective(const char* name,
   Fiber& self = *e.current;
   self.where = where;
   self.what = name;
-  self.mask = mask;
-  self.data = lane_data;
-  self.state = State::kInWarp;
-  if ((mask >> self.lane & 1u) == 0) fail(std::string(name) + " with a mask without this lane");
-  void* lanes[32] = {};
-  bool complete = true;
-  const int first = self.warp * 32;
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
-    if (first + lane >= e.num_threads) fail(std::string(name) + " names a lane that is not there");
-    const Fiber& other = *e.fibers[static_cast<std::size_t>(first + lane)];
-    lanes[lane] = other.data;
-    if (other.state == State::kReady) {
-      complete = false;
-    } else if (other.state != State::kInWarp || other.mask != mask || !same(other.where, where) ||
-               std::strcmp(other.what, name) != 0) {
-      fail("divergence: " +
-           (other.state == State::kDone ? "lane " + std::to_string(lane) + " has left the kernel"
-                                        : place(other, other.where) + " waits in " + other.what) +
-           ", and for it in " + name);
+  const unsigned own = 1u << self.lane;
+  if ((mask & own) == 0) fail(std::string(name) + " with a mask without this lane");
+  Warp& warp = e.warps[static_cast<std::size_t>(self.warp)];
+  if ((mask & ~warp.lanes) != 0) fail(std::string(name) + " names a lane that is not there");
+  Meeting* meeting = nullptr;
+  for (Meeting& other : warp.meetings) {
+    if ((other.mask & mask) == 0) {
+      if (other.mask == 0 && meeting == nullptr) meeting = &other;
+      continue;
     }
+    if (other.mask != mask || !same(other.where, where) || std::strcmp(other.name, name) != 0) {
+      fail("divergence: some lanes wait in " + std::string(other.name) + " at line " +
+           std::to_string(other.where.line()) + ", and for them in " + name);
+    }
+    meeting = &other;
+    break;
   }
-  if (!complete) {
+  if (meeting == nullptr) fail(std::string(name) + ": too many parts of a warp wait");
+  if (meeting->mask == 0) *meeting = {mask, 0, name, where, {}};
+  meeting->arrived |= own;
+  meeting->data[self.lane] = lane_data;
+  if (meeting->arrived != mask) {
+    self.state = State::kWaits;
     leave(false);
     return;
   }
-  run(lanes, mask);
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1u) != 0)
-      e.fibers[static_cast<std::size_t>(first + lane)]->state = State::kReady;
-  }
+  run(meeting->data, mask);
+  meeting->mask = 0;
+  for (unsigned left = mask; left != 0; left &= left - 1)
+    e.fibers[static_cast<std::size_t>(self.warp * 32 + __builtin_ctz(left))]->state = State::kReady;
 }
 
 int block_barrier(int predicate, Where where) {
@@ -345,31 +361,26 @@ int block_barrier(int predicate, Where where) {
   Fiber& self = *e.current;
   self.where = where;
   self.what = "__syncthreads";
-  self.predicate = predicate;
-  self.state = State::kAtBarrier;
-  bool complete = true;
-  int sum = 0;
-  for (int i = 0; i < e.num_threads; ++i) {
-    const Fiber& other = *e.fibers[static_cast<std::size_t>(i)];
-    if (other.state == State::kDone) fail("divergence: others have left the kernel, __syncthreads");
-    if (other.state != State::kAtBarrier) {
-      complete = false;
-      break;
-    }
-    if (!same(other.where, where))
-      fail("divergence: " + place(other, other.where) + " waits at another barrier, __syncthreads");
-    sum += other.predicate;
+  if (e.at_barrier == 0) {
+    e.barrier = where;
+    e.barrier_sum = 0;
+  } else if (!same(e.barrier, where)) {
+    fail("divergence: others wait at another barrier, line " + std::to_string(e.barrier.line()) +
+         ", __syncthreads");
   }
-  if (!complete) {
+  e.barrier_sum += predicate;
+  if (++e.at_barrier < e.num_threads) {
+    self.state = State::kWaits;
     leave(false);
     return self.barrier_sum;
   }
+  e.at_barrier = 0;
   for (int i = 0; i < e.num_threads; ++i) {
     Fiber& other = *e.fibers[static_cast<std::size_t>(i)];
-    other.barrier_sum = sum;
+    other.barrier_sum = e.barrier_sum;
     other.state = State::kReady;
   }
-  return sum;
+  return e.barrier_sum;
 }
 
 namespace {
