@@ -380,20 +380,20 @@ struct Worker {
     const PursuitProblem& p = task.p;
     const int lane = lane_id();
     unsigned own[kMost];
-    int atoms_of[kMost];
+    const auto atom_at = [&](unsigned value, int j) {
+      const int place = j * kWarpSize + lane;
+      return atom_of_best(value, place < task.segments ? place : place - task.segments);
+    };
 #pragma unroll
     for (int j = 0; j < kMost; ++j) {
       const int place = j * kWarpSize + lane;
       own[j] = place < 2 * task.segments ? segments[place] : 0;
-      atoms_of[j] = atom_of_best(own[j], place < task.segments ? place : place - task.segments);
-      if (atoms_of[j] >= p.num_atoms) own[j] = 0;
-    }
-    for (int i = 0; i < state.count + state.refused; ++i) {
-      const int taken =
-          i < state.count ? p.indices[signal * p.max_atoms + i] : scratch.refused[i - state.count];
-#pragma unroll
-      for (int j = 0; j < kMost; ++j)
-        if (atoms_of[j] == taken) own[j] = 0;
+      const int atom = atom_at(own[j], j);
+      bool out = atom >= p.num_atoms;
+      for (int i = 0; i < state.count; ++i)
+        out = out || p.indices[signal * p.max_atoms + i] == atom;
+      for (int i = 0; i < state.refused; ++i) out = out || scratch.refused[i] == atom;
+      if (out) own[j] = 0;
     }
     unsigned least = 0;  // the largest value that at least so many reach
     for (int bit = 30; bit >= 0; --bit) {
@@ -407,13 +407,14 @@ struct Worker {
     const int room = pool_size(p);
 #pragma unroll
     for (int j = 0; j < kMost; ++j) {
-      const bool joins = own[j] > 0 && own[j] >= least &&
-                         (scratch.members[atoms_of[j] / 32] >> (atoms_of[j] % 32) & 1u) == 0;
+      const int atom = atom_at(own[j], j);
+      const bool joins =
+          own[j] > 0 && own[j] >= least && (scratch.members[atom / 32] >> (atom % 32) & 1u) == 0;
       const unsigned lanes = __ballot_sync(kWholeWarp, joins);
       const int place = count + __popc(lanes & ((1u << lane) - 1));
       if (joins && place < room) {
-        scratch.pool[place] = atoms_of[j];
-        atomicOr(scratch.members + atoms_of[j] / 32, 1u << (atoms_of[j] % 32));
+        scratch.pool[place] = atom;
+        atomicOr(scratch.members + atom / 32, 1u << (atom % 32));
       }
       count = min(count + __popc(lanes), room);
     }
