@@ -33,7 +33,8 @@ const char* not_for_tensor_cores(const PursuitProblem& p, const DeviceLimits& de
   if (p.num_atoms > kMaxTensorAtoms) return "the tensor paths take at most 524288 atoms";
   if (p.rule == PursuitRule::kOls && p.candidates < 1)
     return "OLS among all atoms is on the plain path only";
-  if (p.candidates > kMostSegments / 2) return "the tensor paths take at most 64 candidates";
+  if (p.candidates > kOlsSegments / 2) return "the tensor paths take at most 64 candidates";
+  if (groups_of(p, 16) > 0x7fffffff) return "the tensor paths take at most 2^35 signals";
   return nullptr;
 }
 
@@ -47,6 +48,7 @@ int block_for(const PursuitProblem& p, const DeviceLimits& device) {
   int best = 0;
   double least = 0;
   for (const Size size : {Size{128, 2.0}, Size{64, 1.1}, Size{16, 1.0}}) {
+    if (size.signals == 128 && p.rule == PursuitRule::kOls) continue;
     if (mma_shared_bytes(p, size.signals) > device.shared_bytes) continue;
     const std::int64_t waves =
         (groups_of(p, size.signals) + device.multiprocessors - 1) / device.multiprocessors;
@@ -95,9 +97,7 @@ void plan_tensor(const PursuitProblem& p,
 
 Segments segments_of(const PursuitProblem& p, TileShape shape) {
   const int tiles = padded_atoms(p) / shape.tile, each = shape.segments_per_flush();
-  int wanted = kOmpSegments;
-  if (p.rule == PursuitRule::kOls)
-    wanted = 4 * p.candidates < kMostSegments ? 4 * p.candidates : kMostSegments;
+  const int wanted = p.rule == PursuitRule::kOls ? kOlsSegments : kOmpSegments;
   const int flushes = wanted / each > 1 ? wanted / each : 1;
   Segments s;
   s.flush = (tiles + flushes - 1) / flushes;
@@ -124,6 +124,10 @@ TensorTask task_of(const PursuitProblem& p,
   task.flush = segments.flush;
   task.segments = segments.count;
   task.position_bits = segments.position_bits;
+  task.last_bits = (1u << segments.position_bits) - 1;
+  task.kept_bits = 0x7fffffffu & ~task.last_bits;
+  task.groups = static_cast<int>(groups_of(p, plan.signals_per_block));
+  task.groups_of_one = task.groups / p.num_dictionaries;
   return task;
 }
 

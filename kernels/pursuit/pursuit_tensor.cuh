@@ -36,10 +36,12 @@ struct TensorTask {
   const float* norms2;           // [P, padded_atoms]
   unsigned char* scratch;        // [blocks, block_bytes]
   std::int64_t block_bytes, signal_bytes;
+  int groups, groups_of_one;  // blocks of signals: of all dictionaries, of each
   int padded_atoms;
   int flush;          // tiles of atoms in a segment
-  int segments;       // of a signal
+  int segments;       // of a signal; OLS has as many values again, the second largest of each
   int position_bits;  // of a column in its segment
+  unsigned last_bits, kept_bits;  // of a score's bits, for the column; for its size
 };
 
 // One signal's part of the block's scratch, in global memory.
@@ -108,7 +110,7 @@ struct TensorSpace {
 
 inline int padded_atoms(const PursuitProblem& p) { return (p.num_atoms + 127) / 128 * 128; }
 
-constexpr int kOmpSegments = 32, kMostSegments = 128, kMostPositionBits = 12;
+constexpr int kOmpSegments = 32, kOlsSegments = 128, kMostPositionBits = 12;
 struct Segments {
   int flush, count, position_bits;
 };
@@ -122,7 +124,6 @@ TensorTask task_of(const PursuitProblem& p,
 // For all tensor paths: fp16 atoms and norms.
 Status prepare_atoms(const PursuitProblem& p, const TensorSpace& space, Stream stream);
 
-TileShape mma_shape(const PursuitProblem& p, int signals_per_block);
 std::size_t mma_shared_bytes(const PursuitProblem& p, int signals_per_block);
 Status run_mma(const PursuitProblem& p,
                const PursuitPlan& plan,
@@ -188,16 +189,23 @@ __device__ inline void load_row(const float* row, int dim, float (&x)[kPerLane])
   }
 }
 
-// Sums of four numbers at a time, so that their shuffles overlap.
-__device__ inline void warp_sums(float (&x)[4]) {
-  for (int step = kWarpSize / 2; step > 0; step /= 2) {
-    float other[4];
+// The largest, or the two largest, of a thread's scores in a segment.
+template <int kKeep>
+struct Best {
+  unsigned values[kKeep];
+  __device__ void clear() {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) other[j] = __shfl_xor_sync(kWholeWarp, x[j], step);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] += other[j];
+    for (int i = 0; i < kKeep; ++i) values[i] = 0;
   }
-}
+  __device__ void offer(unsigned value) {
+    if constexpr (kKeep == 2) values[1] = max(values[1], min(values[0], value));
+    values[0] = max(values[0], value);
+  }
+  __device__ void store(unsigned* to, int segments) const {
+#pragma unroll
+    for (int i = 0; i < kKeep; ++i) to[i * segments] = values[i];
+  }
+};
 
 // One signal of a block, with the warp that works on it.
 template <int kDim, int kRows>
@@ -290,20 +298,41 @@ struct Worker {
            column / 2 * 8 + segment % 4 * 2 + column % 2;
   }
 
-  __device__ bool is_taken(int atom) const {  // by the whole warp
-    bool found = false;
-    for (int i = lane_id(); i < state.count; i += kWarpSize)
-      found = found || task.p.indices[signal * task.p.max_atoms + i] == atom;
-    for (int i = lane_id(); i < state.refused; i += kWarpSize)
-      found = found || scratch.refused[i] == atom;
-    return __any_sync(kWholeWarp, found) != 0;
+  // An atom that may be taken, with what the warp knows of it.
+  struct Candidate {
+    unsigned long long key;
+    float d[kPerLane], norm2;
+  };
+
+  // What was taken and refused so far: lane i has the i-th and the one 32 after it.
+  struct Taken {
+    int atoms[2];
+    __device__ bool has(int atom) const {
+      return __any_sync(kWholeWarp, atoms[0] == atom || atoms[1] == atom) != 0;
+    }
+  };
+  __device__ Taken taken() const {
+    Taken t;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int i = lane_id() + j * kWarpSize;
+      t.atoms[j] = i < state.count ? task.p.indices[signal * task.p.max_atoms + i] : -1;
+    }
+    return t;
+  }
+  __device__ bool is_refused(int atom) const {
+    return state.refused > 0 &&
+           __any_sync(kWholeWarp,
+                      lane_id() < state.refused && scratch.refused[lane_id()] == atom) != 0;
   }
 
   // The best atom by |d.r| in fp32 among the segments' best that are no less than `least`.
-  __device__ unsigned long long best_of(const unsigned* segments,
-                                        unsigned least,
-                                        const float (&r)[kPerLane]) const {
-    unsigned long long best = 0;
+  __device__ void find_best(const unsigned* segments,
+                            unsigned least,
+                            const float (&r)[kPerLane],
+                            const Taken& taken_so_far,
+                            Candidate* best) const {
+    best->key = 0;
     for (int first = 0; first < task.segments; first += kWarpSize) {
       const int segment = first + lane_id();
       const unsigned own = segment < task.segments ? segments[segment] : 0;
@@ -312,53 +341,59 @@ struct Worker {
           __ballot_sync(kWholeWarp, own > 0 && own >= least && own_atom < task.p.num_atoms);
       for (; lanes != 0; lanes &= lanes - 1) {
         const int atom = __shfl_sync(kWholeWarp, own_atom, __ffs(static_cast<int>(lanes)) - 1);
-        if (is_taken(atom)) continue;
         float d[kPerLane];
         load_atom(atom, d);
-        const unsigned long long key = key_of(fabsf(warp_sum(dot_part(d, r))), atom);
-        best = key > best ? key : best;
+        if (taken_so_far.has(atom) || is_refused(atom)) continue;
+        float sums[2] = {dot_part(d, r), dot_part(d, d)};
+        warp_sum(sums);
+        const unsigned long long key = key_of(fabsf(sums[0]), atom);
+        if (key <= best->key) continue;
+        best->key = key;
+        best->norm2 = sums[1];
+#pragma unroll
+        for (int i = 0; i < kPerLane; ++i) best->d[i] = d[i];
       }
     }
-    return best;
   }
 
-  __device__ unsigned long long choose_omp(const unsigned* segments,
-                                           float floor,
-                                           const float (&r)[kPerLane]) const {
+  __device__ void choose_omp(const unsigned* segments,
+                             float floor,
+                             const float (&r)[kPerLane],
+                             const Taken& taken_so_far,
+                             Candidate* best) const {
     unsigned top = 0;
     for (int i = lane_id(); i < task.segments; i += kWarpSize) top = max(top, segments[i]);
     top = __reduce_max_sync(kWholeWarp, top);
-    const unsigned last_bits = (1u << task.position_bits) - 1;
     // Those that may be the best: both scores may be off, and so many bits of each were cut.
-    const float score = __uint_as_float(top | last_bits),
+    const float score = __uint_as_float(top | task.last_bits),
                 cut = __uint_as_float((127u - 22 + task.position_bits) << 23);
     const float least = score - 2 * (kScreenError + kScreenRelativeError * score) - cut * score;
-    unsigned long long best =
-        best_of(segments, least > 0 ? __float_as_uint(least) & ~last_bits : 0, r);
-    if (least > 0 && !(score_of(best) > floor)) best = best_of(segments, 0, r);
-    return best;
+    const unsigned bits = least > 0 ? __float_as_uint(least) & task.kept_bits : 0;
+    find_best(segments, bits, r, taken_so_far, best);
+    if (bits > 0 && !(score_of(best->key) > floor)) find_best(segments, 0, r, taken_so_far, best);
   }
 
-  // OLS: the `candidates` largest of the segments' best join the pool; returns how many there are.
+  // OLS: the `candidates` largest of the two best of each segment join the pool; returns how many
+  // it has then.
   __device__ int join_pool(const unsigned* segments) const {
-    constexpr int kMost = 4;  // segments of a lane
+    constexpr int kMost = 2 * kOlsSegments / kWarpSize;  // values of a lane
     const PursuitProblem& p = task.p;
     const int lane = lane_id();
     unsigned own[kMost];
-    int atoms_of[kMost];
+    const auto atom_at = [&](unsigned value, int j) {
+      const int place = j * kWarpSize + lane;
+      return atom_of_best(value, place < task.segments ? place : place - task.segments);
+    };
 #pragma unroll
     for (int j = 0; j < kMost; ++j) {
-      const int segment = j * kWarpSize + lane;
-      own[j] = segment < task.segments ? segments[segment] : 0;
-      atoms_of[j] = atom_of_best(own[j], segment);
-      if (atoms_of[j] >= p.num_atoms) own[j] = 0;
-    }
-    for (int i = 0; i < state.count + state.refused; ++i) {
-      const int taken =
-          i < state.count ? p.indices[signal * p.max_atoms + i] : scratch.refused[i - state.count];
-#pragma unroll
-      for (int j = 0; j < kMost; ++j)
-        if (atoms_of[j] == taken) own[j] = 0;
+      const int place = j * kWarpSize + lane;
+      own[j] = place < 2 * task.segments ? segments[place] : 0;
+      const int atom = atom_at(own[j], j);
+      bool out = atom >= p.num_atoms;
+      for (int i = 0; i < state.count; ++i)
+        out = out || p.indices[signal * p.max_atoms + i] == atom;
+      for (int i = 0; i < state.refused; ++i) out = out || scratch.refused[i] == atom;
+      if (out) own[j] = 0;
     }
     unsigned least = 0;  // the largest value that at least so many reach
     for (int bit = 30; bit >= 0; --bit) {
@@ -372,13 +407,14 @@ struct Worker {
     const int room = pool_size(p);
 #pragma unroll
     for (int j = 0; j < kMost; ++j) {
-      const bool joins = own[j] > 0 && own[j] >= least &&
-                         (scratch.members[atoms_of[j] / 32] >> (atoms_of[j] % 32) & 1u) == 0;
+      const int atom = atom_at(own[j], j);
+      const bool joins =
+          own[j] > 0 && own[j] >= least && (scratch.members[atom / 32] >> (atom % 32) & 1u) == 0;
       const unsigned lanes = __ballot_sync(kWholeWarp, joins);
       const int place = count + __popc(lanes & ((1u << lane) - 1));
       if (joins && place < room) {
-        scratch.pool[place] = atoms_of[j];
-        atomicOr(scratch.members + atoms_of[j] / 32, 1u << (atoms_of[j] % 32));
+        scratch.pool[place] = atom;
+        atomicOr(scratch.members + atom / 32, 1u << (atom % 32));
       }
       count = min(count + __popc(lanes), room);
     }
@@ -403,7 +439,7 @@ struct Worker {
         sums[j] = dot_part(d[j], r);
         sums[2 + j] = dot_part(d[j], newest);
       }
-      warp_sums(sums);
+      warp_sum(sums);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         if (i + j >= count) break;
@@ -418,7 +454,7 @@ struct Worker {
               load_part(scratch.basis + min(k + l, state.count - 1) * kDim, u);
               parts[l] = k + l < state.count ? dot_part(d[j], u) : 0.0f;
             }
-            warp_sums(parts);
+            warp_sum(parts);
 #pragma unroll
             for (int l = 0; l < 4; ++l) removed += parts[l] * parts[l];
           }
@@ -447,27 +483,39 @@ struct Worker {
       if (scratch.pool[i] == atom) scratch.outside[i] = 1e30f;
   }
 
-  // Takes the atom into the basis and its part out of the residual; false if it is in the span.
-  __device__ bool take(int atom, float (&r)[kPerLane]) {
+  // Four rows of the basis from `first` on; behind the last, the last.
+  __device__ void load_basis(int first, float (&q)[4][kPerLane]) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      load_part(scratch.basis + max(min(first + j, state.count - 1), 0) * kDim, q[j]);
+  }
+
+  // Takes the candidate into the basis and its part out of the residual; false if it is in the
+  // span. `q` holds load_basis(0), asked for long before.
+  __device__ bool take(Candidate& c, float (&q)[4][kPerLane], float (&r)[kPerLane]) {
     const int lane = lane_id(), count = state.count;
-    float u[kPerLane], column[2] = {0, 0};  // rows lane and lane + 32
-    load_atom(atom, u);
-    const float norm2 = warp_sum(dot_part(u, u));
-    float left2 = norm2;
+    float column[2] = {0, 0};  // rows lane and lane + 32
+    float(&u)[kPerLane] = c.d;
+    float sums[2] = {c.norm2, 0};  // |u|^2 and u.r
+    if (count == 0) sums[1] = warp_sum(dot_part(u, r));
     for (int pass = 0; pass < 2 && count > 0; ++pass) {
-      if (pass == 1 && left2 >= 0.5f * norm2) break;  // once was enough
+      if (pass == 1) {
+        if (sums[0] >= 0.5f * c.norm2) break;  // once was enough
+        load_basis(0, q);
+      }
       for (int first = 0; first < count; first += 4) {
-        float q[4][kPerLane], parts[4];
+        float parts[4], next[4][kPerLane] = {};
+        if (first + 4 < count) load_basis(first + 4, next);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) parts[j] = first + j < count ? dot_part(u, q[j]) : 0.0f;
+        warp_sum(parts);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          load_part(scratch.basis + min(first + j, count - 1) * kDim, q[j]);
-          parts[j] = first + j < count ? dot_part(u, q[j]) : 0.0f;
-        }
-        warp_sums(parts);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-#pragma unroll
-          for (int i = 0; i < kPerLane; ++i) u[i] -= parts[j] * q[j][i];
+          for (int i = 0; i < kPerLane; ++i) {
+            u[i] -= parts[j] * q[j][i];
+            q[j][i] = next[j][i];
+          }
           if (lane == (first + j) % kWarpSize) {
             if (first + j < kWarpSize) {
               column[0] += parts[j];
@@ -477,15 +525,17 @@ struct Worker {
           }
         }
       }
-      left2 = warp_sum(dot_part(u, u));
+      sums[0] = dot_part(u, u);
+      sums[1] = dot_part(u, r);
+      warp_sum(sums);
     }
-    if (!(left2 > kIndependent * norm2) || !(left2 > 0)) return false;
-    const float nu = sqrtf(left2), inverse = 1 / nu;
+    if (!(sums[0] > kIndependent * c.norm2) || !(sums[0] > 0)) return false;
+    const float nu = sqrtf(sums[0]), inverse = 1 / nu, amplitude = sums[1] * inverse;
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) u[i] *= inverse;
-    const float amplitude = warp_sum(dot_part(u, r));
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) r[i] -= amplitude * u[i];
+    for (int i = 0; i < kPerLane; ++i) {
+      u[i] *= inverse;
+      r[i] -= amplitude * u[i];
+    }
     const float residual_norm = fminf(sqrtf(warp_sum(dot_part(r, r))), state.residual_norm);
     store_part(scratch.basis + count * kDim, u);
     store_part(scratch.residual, r);
@@ -495,7 +545,7 @@ struct Worker {
     __syncwarp();  // all lanes have read the state
     if (lane == 0) {
       triangle[count] = nu;
-      task.p.indices[signal * task.p.max_atoms + count] = atom;
+      task.p.indices[signal * task.p.max_atoms + count] = atom_of(c.key);
       task.p.weights[signal * task.p.max_atoms + count] = amplitude;  // until the end
       state.residual_norm = residual_norm;
       state.count = count + 1;
@@ -545,16 +595,28 @@ struct Worker {
     load_part(scratch.residual, r);
     const float correlation = kCorrelationFloor * state.norm,
                 floor = kOls ? correlation * correlation : correlation;
-    const unsigned long long key = kOls ? choose_ols(segments, r) : choose_omp(segments, floor, r);
-    if (key == 0 || !(score_of(key) > floor)) {
+    Candidate best;
+    float q[4][kPerLane];
+    if constexpr (kOls) {
+      best.key = choose_ols(segments, r);
+      load_basis(0, q);
+      if (best.key != 0) {
+        best.norm2 = norms2[atom_of(best.key)];
+        load_atom(atom_of(best.key), best.d);
+      }
+    } else {
+      load_basis(0, q);
+      choose_omp(segments, floor, r, taken(), &best);
+    }
+    if (best.key == 0 || !(score_of(best.key) > floor)) {
       finish();
       return;
     }
-    const int atom = atom_of(key), refused = state.refused;
-    const bool taken = take(atom, r);
+    const int atom = atom_of(best.key), refused = state.refused;
+    const bool was_taken = take(best, q, r);
     if (kOls) leave_pool(atom);
     bool more = false;
-    if (taken) {
+    if (was_taken) {
       write_curve(task.p, signal, state.count - 1, unscaled(state.residual_norm, state.exponent));
       more = wants_more(
           state.count, state.limit, state.residual_norm, state.norm, task.p.relative_tolerance);
@@ -579,7 +641,9 @@ struct TensorShared {
   static constexpr int kSegmentsAt = kRowsBytes + Scores::kSharedBytes;
 
   // One more, so that rows begin in different banks.
-  __host__ __device__ static int segment_stride(int segments) { return segments + 1; }
+  __host__ __device__ static int segment_stride(int segments) {
+    return segments * Scores::kKeep + 1;
+  }
   __host__ __device__ static std::size_t bytes(int segments) {
     return static_cast<std::size_t>(kSegmentsAt) +
            static_cast<std::size_t>(Scores::kRows) *
@@ -588,12 +652,14 @@ struct TensorShared {
 };
 
 // All threads of a block. Scores, made by each thread, has
-//   kDim, kRows, kThreads, kWorkers (warps that work on signals), kShape, kSharedBytes
+//   kDim, kRows, kThreads, kWorkers (warps that work on signals), kShape, kSharedBytes, kKeep (how
+//   many of a segment: OLS wants two)
 //   begin(atoms16, tiles)    before the first pick of some signals, and prefetch() before each pick
-//   run(rows16, flush, position_bits, segments, stride)  fills the best of each segment
+//   run(rows16, states, task, segments, stride)  fills the best of each segment
 //   end()                    what was prefetched is not wanted
-template <class Scores, bool kOls>
+template <class Scores>
 __device__ void pursue(const TensorTask& task) {
+  constexpr bool kOls = Scores::kKeep == 2;
   constexpr int kDim = Scores::kDim, kRows = Scores::kRows;
   using Shared = TensorShared<Scores>;
   unsigned char* const shared = dynamic_shared();
@@ -604,30 +670,33 @@ __device__ void pursue(const TensorTask& task) {
   const PursuitProblem& p = task.p;
   Scores scores(shared + Shared::kRowsBytes);
 
-  const std::int64_t groups = (p.num_signals + kRows - 1) / kRows;
-  for (std::int64_t group = blockIdx.x; group < groups * p.num_dictionaries; group += gridDim.x) {
-    const std::int64_t dictionary = group / groups, begin = group % groups * kRows;
-    const auto padded = static_cast<std::int64_t>(task.padded_atoms);
-    scores.begin(task.atoms16 + dictionary * padded * kDim * 2,
-                 task.padded_atoms / Scores::kShape.tile);
+  // What follows from the group is computed again where it is needed: registers are short.
+  for (int group = static_cast<int>(blockIdx.x); group < task.groups;
+       group += static_cast<int>(gridDim.x)) {
+    const auto dictionary = [&] { return static_cast<std::int64_t>(group / task.groups_of_one); };
+    const auto begin = [&] {
+      return static_cast<std::int64_t>(group % task.groups_of_one) * kRows;
+    };
     const auto worker = [&](int row) {
       Worker<kDim, kRows> w{task,
                             Scores::kShape,
-                            p.atoms + dictionary * p.num_atoms * p.dim,
-                            task.norms2 + dictionary * padded,
+                            p.atoms + dictionary() * p.num_atoms * p.dim,
+                            task.norms2 + dictionary() * task.padded_atoms,
                             rows16,
                             states[row],
                             {},
-                            dictionary * p.num_signals + begin + row,
+                            dictionary() * p.num_signals + begin() + row,
                             row};
       carve(p, task.scratch + blockIdx.x * task.block_bytes + row * task.signal_bytes, &w.scratch);
       return w;
     };
+    scores.begin(task.atoms16 + dictionary() * task.padded_atoms * (kDim * 2),
+                 task.padded_atoms / Scores::kShape.tile);
     scores.prefetch();
     if (warp_id() < Scores::kWorkers) {
       for (int row = warp_id(); row < kRows; row += Scores::kWorkers) {
         auto w = worker(row);
-        if (begin + row < p.num_signals) {
+        if (begin() + row < p.num_signals) {
           w.start();
         } else {
           w.start_empty();
@@ -642,7 +711,7 @@ __device__ void pursue(const TensorTask& task) {
     };
     __syncthreads();
     while (__syncthreads_or(any_active())) {
-      scores.run(rows16, states, task.flush, task.position_bits, segments, stride);
+      scores.run(rows16, states, task, segments, stride);
       __syncthreads();
       scores.prefetch();
       if (warp_id() < Scores::kWorkers) {
