@@ -138,7 +138,7 @@ std::size_t attention_workspace_bytes(const AttentionProblem& problem,
 /// The same result as on the CPU, on the device. All that `problem` points to lies there, what that
 /// points to as well (sequences, their pages, runs and left_out, layouts and their tables), but for
 /// `rotation` itself, whose frequencies do. Pages, atoms, half_atoms and extra atoms begin at
-/// multiples of 16 bytes. dim: at most 1024. `threads` plays no part.
+/// multiples of 16 bytes, for each head, too. dim: at most 1024. `threads` plays no part.
 ///
 /// Six launches at most, whose number and sizes depend on `problem` and `bounds` alone; nothing is
 /// read back. The result of a sequence depends neither on the other sequences nor on the run: sums

@@ -61,6 +61,13 @@ int block_for(const PursuitProblem& p, const DeviceLimits& device) {
   return best;
 }
 
+constexpr int kWgmmaSignals = 128;
+
+bool takes_wgmma(const PursuitProblem& p, const DeviceLimits& device) {
+  return has_wgmma() && device.major == 9 && device.minor == 0 && p.rule == PursuitRule::kOmp &&
+         wgmma_shared_bytes(p) <= device.shared_bytes;
+}
+
 TensorSpace lay_out(const PursuitProblem& p, void* workspace, std::size_t* scratch_at) {
   const std::size_t rows = static_cast<std::size_t>(p.num_dictionaries) *
                            static_cast<std::size_t>(padded_atoms(p)),
@@ -140,10 +147,16 @@ Status plan_pursuit(const PursuitProblem& p, PursuitPath wanted, PursuitPlan* pl
   if (wanted != PursuitPath::kPlain) {
     const char* const why = not_for_tensor_cores(p, device);
     const int signals = why == nullptr ? block_for(p, device) : 0;
+    const bool hopper = signals > 0 && wanted != PursuitPath::kTensor && takes_wgmma(p, device);
+    if (wanted == PursuitPath::kHopper && !hopper)
+      return refused(why != nullptr ? why
+                                    : "the Hopper path is OMP on compute capability 9.0 only");
     if (signals > 0) {
-      made.path = PursuitPath::kTensor;
-      made.signals_per_block = signals;
-      plan_tensor(p, device, mma_shared_bytes(p, signals), &made);
+      // Few signals want small blocks more than fast products.
+      const bool use = hopper && (signals == kWgmmaSignals || wanted == PursuitPath::kHopper);
+      made.path = use ? PursuitPath::kHopper : PursuitPath::kTensor;
+      made.signals_per_block = use ? kWgmmaSignals : signals;
+      plan_tensor(p, device, use ? wgmma_shared_bytes(p) : mma_shared_bytes(p, signals), &made);
     } else if (wanted != PursuitPath::kAuto) {
       return refused(why != nullptr ? why : "too little shared memory for the tensor paths");
     }
@@ -166,7 +179,8 @@ Status pursuit(const PursuitProblem& p,
     const Status status = prepare_atoms(p, space, stream);
     if (!status.ok()) return status;
   }
-  return run_mma(p, plan, space, stream);
+  return plan.path == PursuitPath::kHopper ? run_wgmma(p, plan, space, stream)
+                                           : run_mma(p, plan, space, stream);
 }
 
 }  // namespace lexico::kernels::cuda

@@ -130,6 +130,14 @@ Status run_mma(const PursuitProblem& p,
                const TensorSpace& space,
                Stream stream);
 
+// OMP with 128 signals to a block, compute capability 9.0 only. `has_wgmma`: this build has it.
+bool has_wgmma();
+std::size_t wgmma_shared_bytes(const PursuitProblem& p);
+Status run_wgmma(const PursuitProblem& p,
+                 const PursuitPlan& plan,
+                 const TensorSpace& space,
+                 Stream stream);
+
 // ------------------------------------------------------------------------------------ on the
 // device
 
