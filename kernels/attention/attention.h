@@ -5,6 +5,7 @@
 
 #include "kernels/attention/coded_block.h"
 #include "kernels/common/status.h"
+#include "kernels/common/stream.h"
 
 namespace lexico::kernels {
 
@@ -106,4 +107,47 @@ std::size_t attention_workspace_bytes(const AttentionProblem& problem);
 Status attention(const AttentionProblem& problem, void* workspace);
 
 }  // namespace cpu
+
+namespace cuda {
+
+/// What launches and scratch are sized by. A graph of a call stays right while the sequences grow
+/// within these bounds.
+struct AttentionBounds {
+  std::int64_t coded_tokens = 0;                           ///< most of a sequence
+  int key_extra = 0, value_extra = 0;                      ///< most num_extra of a sequence
+  int key_components = 0, value_components = 0;            ///< most components with bits of a head
+  std::size_t key_block_bytes = 0, value_block_bytes = 0;  ///< block_bytes() of the layouts
+  CodedWeights key_weights = CodedWeights::kFloat32;       ///< of all heads' layouts
+  CodedWeights value_weights = CodedWeights::kFloat32;
+  /// The table of q.D in half floats: gathers from shared memory read half as much, a score loses
+  /// up to 2^-11 of each of its terms. Keys after RoPE only.
+  bool half_tables = false;
+  /// Of the device (attention_device): they say how sequences are split, and so which results are
+  /// bit-identical.
+  int multiprocessors = 0;
+  std::size_t shared_bytes = 0;  ///< of a block, at most
+};
+
+/// Fills in what `bounds` says of the current device.
+Status attention_device(AttentionBounds* bounds);
+
+/// Bytes of scratch, aligned to 256, on the device.
+std::size_t attention_workspace_bytes(const AttentionProblem& problem,
+                                      const AttentionBounds& bounds);
+
+/// The same result as on the CPU, on the device. All that `problem` points to lies there, what that
+/// points to as well (sequences, their pages, runs and left_out, layouts and their tables), but for
+/// `rotation` itself, whose frequencies do. Pages, atoms, half_atoms and extra atoms begin at
+/// multiples of 16 bytes, for each head, too. dim: at most 1024. `threads` plays no part.
+///
+/// Six launches at most, whose number and sizes depend on `problem` and `bounds` alone; nothing is
+/// read back. The result of a sequence depends neither on the other sequences nor on the run: sums
+/// are in a fixed order, sums over atoms in integers (docs/gpu.md). A sequence that is beyond the
+/// bounds gives NaN, as do all if layouts are.
+Status attention(const AttentionProblem& problem,
+                 const AttentionBounds& bounds,
+                 void* workspace,
+                 Stream stream);
+
+}  // namespace cuda
 }  // namespace lexico::kernels

@@ -89,4 +89,51 @@ Status set_pursuit_level(const char* name);
 
 }  // namespace cpu
 
+namespace cuda {
+
+/// How the next atom is found. All paths re-fit in fp32 from the fp32 atoms, so weights and
+/// residual norms have the same accuracy on each.
+enum class PursuitPath : int {
+  kAuto = 0,   ///< the fastest that this device and these sizes allow
+  kPlain = 1,  ///< all correlations in fp32; any sizes and rules
+  /// Correlations on tensor cores in fp16 (residuals scaled to unit norm); of the best atoms of
+  /// many segments those that rounding cannot tell from the best are scored again in fp32. Two
+  /// atoms of one segment with scores closer than about 2e-4 |r| may be taken one for the other.
+  /// OLS needs `candidates` <= 64; they come from the two best of each of up to 128 segments, so
+  /// one of the largest |d.r| is missing where it shares a segment with two larger ones. At most
+  /// kMaxTensorDim, kMaxTensorPicks, kMaxTensorAtoms; compute capability 8.0 and later.
+  kTensor = 2,
+  kHopper = 3,  ///< the same with the tensor cores of compute capability 9.0 (wgmma)
+};
+
+/// Sizes of the tensor paths.
+constexpr int kMaxTensorDim = 256, kMaxTensorPicks = 64, kMaxTensorAtoms = 1 << 19;
+
+/// What one call of `pursuit` does and holds; made by `plan_pursuit` on the current device, valid
+/// for problems of the same sizes and options on it.
+struct PursuitPlan {
+  PursuitPath path = PursuitPath::kPlain;  // never kAuto
+  int signals_per_block = 1;
+  int blocks = 1;                   // resident ones; each takes groups of signals in turn
+  std::size_t prepared_bytes = 0;   // of all dictionaries: fp16 atoms, norms
+  std::size_t scratch_bytes = 0;    // of one block
+  std::size_t workspace_bytes = 0;  // all of it, on the device
+};
+
+/// Chooses a path and sizes. Fails, and says why, if `wanted` cannot run here.
+Status plan_pursuit(const PursuitProblem& problem, PursuitPath wanted, PursuitPlan* plan);
+
+/// Encodes: all picks in one launch, after one that prepares the atoms. Waits for nothing; needs no
+/// memory but the workspace of plan.workspace_bytes, aligned to 256 bytes. The same bits in every
+/// run with the same plan. Where it fails nothing, or nothing but the workspace, was written.
+/// @param prepared  the workspace holds what an earlier call with this plan and these atoms left in
+/// it.
+Status pursuit(const PursuitProblem& problem,
+               const PursuitPlan& plan,
+               void* workspace,
+               bool prepared,
+               Stream stream);
+
+}  // namespace cuda
+
 }  // namespace lexico::kernels

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/common/status.h"
+#include "kernels/common/stream.h"
 
 namespace lexico::kernels {
 
@@ -47,6 +49,8 @@ struct CoOccurrence {
   float* signals;  // B: [P, num_atoms, dim]
 };
 
+constexpr int kDescentBlock = 64;  ///< atoms that descend_atoms takes together
+
 namespace cpu {
 /// residual [P, B, dim] = signals - D y, and |x|, |r| of each signal [P, B].
 Status sparse_residual(const SparseProblem& problem,
@@ -80,7 +84,7 @@ Status add_co_occurrence(const SparseProblem& problem,
 /// d_n <- (b_n - sum over k != n of A_nk d_k) / |...|, one after the other (Mairal et al.,
 /// arXiv:0908.0050, algorithm 2). Atoms in no code stay. Blocks of kDescentBlock atoms share one
 /// matrix product. @param scratch  [P, kDescentBlock, dim].
-constexpr int kDescentBlock = 64;
+using kernels::kDescentBlock;
 Status descend_atoms(int num_dictionaries,
                      int num_atoms,
                      int dim,
@@ -89,5 +93,51 @@ Status descend_atoms(int num_dictionaries,
                      float* scratch,
                      float* atoms);
 }  // namespace cpu
+
+/// The same on the device: arrays, also AdamStep::scales, lie there, and `threads` plays no part.
+/// The work is put on the stream; launches depend on sizes alone. No atomic additions of floats:
+/// results are bit-identical from run to run. Rows of atoms, signals and sums begin at multiples of
+/// 16 bytes when dim (for `codes`: num_atoms) is a multiple of 4.
+namespace cuda {
+Status sparse_residual(const SparseProblem& problem,
+                       const float* signals,
+                       float* residual,
+                       float* signal_norms,
+                       float* residual_norms,
+                       Stream stream);
+
+/// A counting sort: about 4 num_atoms bytes of scratch for every 1024 slots.
+std::size_t atom_uses_workspace_bytes(const SparseProblem& problem);
+Status atom_uses(const SparseProblem& problem,
+                 const AtomUses& uses,
+                 void* workspace,
+                 Stream stream);
+
+/// Every atom is summed in the order of the signals.
+Status sparse_gradient(const SparseProblem& problem,
+                       const AtomUses& uses,
+                       const float* residual,
+                       float scale,
+                       float* gradient,
+                       Stream stream);
+
+Status adam_step(const AdamStep& step, Stream stream);
+
+Status add_co_occurrence(const SparseProblem& problem,
+                         const AtomUses& uses,
+                         const float* signals,
+                         float keep,
+                         const CoOccurrence& sums,
+                         Stream stream);
+
+/// Two launches for each kDescentBlock atoms.
+Status descend_atoms(int num_dictionaries,
+                     int num_atoms,
+                     int dim,
+                     const CoOccurrence& sums,
+                     float* scratch,
+                     float* atoms,
+                     Stream stream);
+}  // namespace cuda
 
 }  // namespace lexico::kernels

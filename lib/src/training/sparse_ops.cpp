@@ -1,16 +1,18 @@
 #include "training/sparse_ops.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/torch.h>
 
 #include <cmath>
 
 #include "check.h"
+#include "kernels/memory/memory.h"
 #include "kernels/sparse/sparse.h"
+#include "training/device_ops.h"
 
 namespace lexico::detail {
 namespace {
 
-constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEpsilon = 1e-8;  // of Adam, as published
 constexpr std::int64_t kScoreElements = std::int64_t{1}
                                         << 27;  // bounds the [dictionaries, B, N] scores: 512 MiB
 
@@ -108,6 +110,20 @@ CodedBatch omp(const torch::Tensor& D,
           used};
 }
 
+/// The stream that torch puts its work on, while the device is the current one.
+class OnDevice {
+ public:
+  explicit OnDevice(torch::Device device)
+      : guard_(device),
+        stream_(static_cast<kernels::Stream>(
+            c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle())) {}
+  operator kernels::Stream() const { return stream_; }
+
+ private:
+  c10::DeviceGuard guard_;
+  kernels::Stream stream_;
+};
+
 }  // namespace
 
 CodedBatch code_with_tensor_ops(const torch::Tensor& atoms,
@@ -178,10 +194,11 @@ void adam_with_tensor_ops(torch::Tensor& atoms,
                                   .view({static_cast<std::int64_t>(scales.size()), 1, 1});
   const torch::Tensor start = normalize_first ? unit(atoms) : atoms;
   const torch::Tensor g = scale * (gradient - (gradient * start).sum(2, true) * start);
-  const torch::Tensor first = moments.first * kBeta1 + g * (1.0 - kBeta1);
-  const torch::Tensor second = moments.second * kBeta2 + g.square() * (1.0 - kBeta2);
-  const torch::Tensor spread = (second / (1.0 - std::pow(kBeta2, t))).sqrt_().add_(kEpsilon);
-  torch::Tensor moved = start - first / spread * (rate / (1.0 - std::pow(kBeta1, t)));
+  const torch::Tensor first = moments.first * kAdamBeta1 + g * (1.0 - kAdamBeta1);
+  const torch::Tensor second = moments.second * kAdamBeta2 + g.square() * (1.0 - kAdamBeta2);
+  const torch::Tensor spread =
+      (second / (1.0 - std::pow(kAdamBeta2, t))).sqrt_().add_(kAdamEpsilon);
+  torch::Tensor moved = start - first / spread * (rate / (1.0 - std::pow(kAdamBeta1, t)));
   if (!normalize_first) moved = unit(moved);
   const torch::Tensor moves = scale != 0;
   atoms.copy_(torch::where(moves, moved, atoms));
@@ -208,8 +225,8 @@ void add_co_occurrence_with_tensor_ops(const CodedBatch& batch,
 
 void descend_with_tensor_ops(torch::Tensor& atoms, const torch::Tensor& A, const torch::Tensor& B) {
   const std::int64_t N = atoms.size(1);
-  for (std::int64_t first = 0; first < N; first += kernels::cpu::kDescentBlock) {
-    const std::int64_t rows = std::min<std::int64_t>(kernels::cpu::kDescentBlock, N - first);
+  for (std::int64_t first = 0; first < N; first += kernels::kDescentBlock) {
+    const std::int64_t rows = std::min<std::int64_t>(kernels::kDescentBlock, N - first);
     torch::Tensor D = atoms.narrow(1, first, rows);
     const torch::Tensor own = A.narrow(1, first, rows).narrow(2, first, rows);
     torch::Tensor misfit =
@@ -228,11 +245,16 @@ void descend_with_tensor_ops(torch::Tensor& atoms, const torch::Tensor& A, const
 }
 
 SparseOps::SparseOps(const EncodeOptions& options, torch::Device device)
-    : options_(options), device_(device), encoder_(options) {}
+    : options_(options), device_(device), encoder_(options) {
+  if (device.is_cuda() && kernels::cuda::device_count() > 0)
+    on_device_ = std::make_unique<DeviceOps>(options);
+}
+SparseOps::~SparseOps() = default;
 
 CodedBatch SparseOps::code(const torch::Tensor& atoms,
                            const torch::Tensor& signals,
                            const std::vector<int>& budgets) {
+  if (on_device_ != nullptr) return on_device_->code(atoms, signals, budgets, OnDevice(device_));
   if (!device_.is_cpu()) return code_with_tensor_ops(atoms, signals, options_, budgets);
   const std::int64_t P = signals.size(0), B = signals.size(1), N = atoms.size(1);
   signal_budgets_.clear();
@@ -268,6 +290,7 @@ CodedBatch SparseOps::code(const torch::Tensor& atoms,
 torch::Tensor SparseOps::gradient(const torch::Tensor& atoms,
                                   const CodedBatch& given,
                                   double scale) const {
+  if (on_device_ != nullptr) return on_device_->gradient(atoms, given, scale, OnDevice(device_));
   if (!device_.is_cpu()) return gradient_with_tensor_ops(atoms, given, scale);
   CodedBatch batch = given;
   if (!batch.offsets.defined()) list_uses(atoms, batch, options_.threads);
@@ -288,6 +311,10 @@ void SparseOps::adam(torch::Tensor& atoms,
                      const std::vector<float>& scales,
                      double rate,
                      bool normalize_first) const {
+  if (on_device_ != nullptr) {
+    on_device_->adam(atoms, moments, gradient, scales, rate, normalize_first, OnDevice(device_));
+    return;
+  }
   if (!device_.is_cpu()) {
     adam_with_tensor_ops(atoms, moments, gradient, scales, rate, normalize_first);
     return;
@@ -298,9 +325,9 @@ void SparseOps::adam(torch::Tensor& atoms,
                                            static_cast<int>(atoms.size(2)),
                                            options_.threads,
                                            rate,
-                                           kBeta1,
-                                           kBeta2,
-                                           kEpsilon,
+                                           kAdamBeta1,
+                                           kAdamBeta2,
+                                           kAdamEpsilon,
                                            moments.step,
                                            normalize_first,
                                            scales.data(),
@@ -317,6 +344,10 @@ void SparseOps::add_co_occurrence(const torch::Tensor& atoms,
                                   double keep,
                                   torch::Tensor& A,
                                   torch::Tensor& B) const {
+  if (on_device_ != nullptr) {
+    on_device_->add_co_occurrence(atoms, batch, signals, keep, A, B, OnDevice(device_));
+    return;
+  }
   if (!device_.is_cpu()) {
     add_co_occurrence_with_tensor_ops(batch, signals, keep, A, B);
     return;
@@ -333,11 +364,15 @@ void SparseOps::add_co_occurrence(const torch::Tensor& atoms,
 void SparseOps::descend(torch::Tensor& atoms,
                         const torch::Tensor& A,
                         const torch::Tensor& B) const {
+  if (on_device_ != nullptr) {
+    on_device_->descend(atoms, A, B, OnDevice(device_));
+    return;
+  }
   if (!device_.is_cpu()) {
     descend_with_tensor_ops(atoms, A, B);
     return;
   }
-  torch::Tensor scratch = torch::empty({atoms.size(0), kernels::cpu::kDescentBlock, atoms.size(2)});
+  torch::Tensor scratch = torch::empty({atoms.size(0), kernels::kDescentBlock, atoms.size(2)});
   throw_if_failed(kernels::cpu::descend_atoms(static_cast<int>(atoms.size(0)),
                                               static_cast<int>(atoms.size(1)),
                                               static_cast<int>(atoms.size(2)),

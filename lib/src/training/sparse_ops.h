@@ -2,9 +2,13 @@
 
 #include <torch/types.h>
 
+#include <memory>
+
 #include "lexico/encoder.h"
 
 namespace lexico::detail {
+
+constexpr double kAdamBeta1 = 0.9, kAdamBeta2 = 0.999, kAdamEpsilon = 1e-8;  // as published
 
 /// A coded batch of P dictionaries: which atoms, how much of each, what is left.
 struct CodedBatch {
@@ -23,11 +27,14 @@ struct AdamMoments {
   std::int64_t step = 0;  ///< taken so far
 };
 
-/// Pursuit and what moves the atoms, on tensors: on the CPU by our own kernels, elsewhere by tensor
-/// operations.
+class DeviceOps;
+
+/// Pursuit and what moves the atoms, on tensors: by our own kernels on the CPU and, where the CUDA
+/// backend is built, on a GPU; elsewhere by tensor operations.
 class SparseOps {
  public:
   SparseOps(const EncodeOptions& options, torch::Device device);
+  ~SparseOps();
   /// @param atoms    [P, N, m] unit rows, @param signals  [P, B, m], both float32, contiguous, on
   ///                 the device.
   /// @param budgets  empty, or most atoms for the signals of each dictionary, [P].
@@ -61,6 +68,7 @@ class SparseOps {
   Encoder encoder_;
   SparseCodes codes_;
   std::vector<std::int32_t> signal_budgets_;
+  std::unique_ptr<DeviceOps> on_device_;  // our kernels of the CUDA backend, if they are used
 };
 
 // The tensor forms, apart so that a test can hold them against the kernels.

@@ -332,7 +332,9 @@ struct Trainer::Impl {
   /// The next batch on the device; the one after it is read meanwhile.
   Tensor next_batch() {
     for (Tensor& batch : batches)
-      if (!batch.defined()) batch = torch::empty({P(), batch_size(), m()});
+      if (!batch.defined())  // pinned: copies do not hold up whoever starts them
+        batch = torch::empty({P(), batch_size(), m()},
+                             torch::TensorOptions().pinned_memory(device.is_cuda()));
     if (reading.valid())
       reading.get();
     else
@@ -342,7 +344,8 @@ struct Trainer::Impl {
       reading = std::async(std::launch::async, [this, out = batches[1].data_ptr<float>()] {
         stream.next(batch_size(), out);
       });
-    return device.is_cpu() ? batches[0] : batches[0].to(device);
+    // Read into again no earlier than in the next call: coding waits for the device in between.
+    return device.is_cpu() ? batches[0] : batches[0].to(device, /*non_blocking=*/true);
   }
 
   /// Zeroes vectors with NaN or Inf and what is left of them, and counts them. @returns how many of
