@@ -37,12 +37,22 @@ function(lexico_find_python result)
   set(${result} "${python}" PARENT_SCOPE)
 endfunction()
 
-# lexico_add_python_test(apps/train/journeys [LABELS slow]) runs tests/apps/train/journeys_test.py with pytest; it finds
-# the programs in the folder LEXICO_BIN. Skipped, and said so, where Python or a package is missing.
+# lexico_add_python_test(apps/train/journeys [WITH_SLOW] [LABELS slow]) runs tests/apps/train/journeys_test.py with pytest;
+# it finds the programs in the folder LEXICO_BIN. WITH_SLOW: its cases marked pytest.mark.slow are a test of their own,
+# apps/train/journeys_slow. Skipped, and said so, where Python or a package is missing.
 function(lexico_add_python_test name)
-  cmake_parse_arguments(arg "" "" "LABELS" ${ARGN})
+  cmake_parse_arguments(arg "WITH_SLOW" "" "LABELS" ${ARGN})
   lexico_find_python(python)
-  add_test(NAME ${name} COMMAND ${python} ${PROJECT_SOURCE_DIR}/tests/support/run_pytest.py ${PROJECT_SOURCE_DIR}/tests/${name}_test.py)
-  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900 LABELS "${arg_LABELS}"
+  set(run ${python} ${PROJECT_SOURCE_DIR}/tests/support/run_pytest.py ${PROJECT_SOURCE_DIR}/tests/${name}_test.py)
+  if(arg_WITH_SLOW)
+    add_test(NAME ${name} COMMAND ${run} -m "not slow")
+    add_test(NAME ${name}_slow COMMAND ${run} -m slow)
+    set_tests_properties(${name}_slow PROPERTIES LABELS slow)
+    set(slow ${name}_slow)
+  else()
+    add_test(NAME ${name} COMMAND ${run})
+    set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}")
+  endif()
+  set_tests_properties(${name} ${slow} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 900
     ENVIRONMENT "LEXICO_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
 endfunction()

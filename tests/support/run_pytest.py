@@ -11,4 +11,4 @@ if missing:
 import pytest  # noqa: E402
 
 sys.dont_write_bytecode = True
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-o", "markers=slow", *sys.argv[1:]]))

@@ -255,7 +255,7 @@ def comparable(folder):
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_run_cut_off_anywhere_and_resumed_ends_with_the_same_bytes(slow, tmp_path, how):
     arguments, _ = slow
     (tmp_path / "w").mkdir()
@@ -375,7 +375,7 @@ def mpirun(arguments):
     return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2", EXTRACT, *map(str, arguments)]
 
 
-@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+@pytest.mark.parametrize("launcher", [pytest.param(torchrun, marks=pytest.mark.slow), mpirun])
 def test_a_launcher_shares_the_work_out_and_survives_a_killed_rank(slow, tmp_path, launcher):
     command = launcher([*slow[0], "-o", tmp_path / "out"])
     job = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -187,7 +187,7 @@ def test_registry_is_merged(data, tmp_path):
     assert json.loads(registry.read_text()) == {"other_N_1_s_1": "other.pt", "org_tiny_N_48_s_3": "r/dictionary.pt"}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_run_cut_off_and_resumed_ends_with_the_same_bytes(data, tmp_path, how):
     settings = [*SMALL, "--vectors", "150000", "--checkpoint-seconds", "0.05"]
     run("--data", data, "-o", tmp_path / "whole", *settings)
@@ -383,7 +383,7 @@ def test_vectors_with_nan_are_left_out_and_said(tmp_path):
     fails(3, "NaN", "--data", all_bad, "-o", tmp_path / "s", *SMALL)
 
 
-@pytest.mark.parametrize("extra", [["--recipe", "online"], ["--recipe", "online", "--finish", "0.5"],
+@pytest.mark.parametrize("extra", [["--recipe", "online"], pytest.param(["--recipe", "online", "--finish", "0.5"], marks=pytest.mark.slow),
                                    ["--mean", "head", "--dictionaries", "head"]])  # fmt: skip
 def test_other_recipes_and_frames_cut_off_and_resumed_end_with_the_same_bytes(data, tmp_path, extra):
     settings = [*SMALL, "--vectors", "150000", *extra]

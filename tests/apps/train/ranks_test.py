@@ -83,7 +83,7 @@ def long_run(place):
 
 
 @pytest.mark.parametrize("ranks, extra", [
-    (3, ["--bytes-per-token", "40"]),
+    pytest.param(3, ["--bytes-per-token", "40"], marks=pytest.mark.slow),
     (2, ["--recipe", "lexico", "--key-sparsity", "2"]),
     (2, ["--recipe", "online", "--finish", "0.5", "--dictionaries", "head", "--mean", "head"]),
     (5, ["--layer-groups", "0-1", "--pool-mib", "1"]),
@@ -105,7 +105,7 @@ def test_ranks_learn_what_one_process_learns(place, ranks, extra):
     assert (one / "run/metrics.csv").read_text().splitlines()[0] == (many / "run/metrics.csv").read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("ranks_after", [1, 3])
+@pytest.mark.parametrize("ranks_after", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_and_the_resumed_run_completes(place, long_run, ranks_after):
     folder = fresh(place, f"killed{ranks_after}")
     processes = [start(folder, rank, 2, *LONG) for rank in (0, 1)]
@@ -216,7 +216,7 @@ def mpirun(arguments):
     return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2", TRAIN, *arguments]
 
 
-@pytest.mark.parametrize("launcher", [torchrun, mpirun])
+@pytest.mark.parametrize("launcher", [pytest.param(torchrun, marks=pytest.mark.slow), mpirun])
 def test_a_launcher_shares_the_work_out_and_survives_a_killed_rank(place, long_run, launcher):
     folder = fresh(place, launcher.__name__)
     job = subprocess.Popen(launcher(LONG), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

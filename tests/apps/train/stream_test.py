@@ -52,13 +52,13 @@ def learned(folder):
 
 @pytest.mark.parametrize("of_both, of_extract, of_train, of_stream", [
     ([], ["-o", "dump"], BITS, []),  # pre-RoPE keys, means, codes
-    (["--key-stage", "pre_rope"], ["-o", "dump.h5"], ["--dictionaries", "head", *BITS], []),
+    pytest.param(["--key-stage", "pre_rope"], ["-o", "dump.h5"], ["--dictionaries", "head", *BITS], [], marks=pytest.mark.slow),
     (["--key-stage", "post_rope"], ["-o", "dump"], ["--recipe", "lexico", "--coding", "fp8-int16", "--position-offsets", 100], []),
     (["--seed", 7], ["-o", "dump", "--dtype", "float32", "--max-vectors", 5001], ["--recipe", "online", "--bytes-per-token", 24],
      ["--dtype", "float32", "--max-vectors", 5001]),
     ([], ["-o", "dump", "--sequence-length", 32, "--bos", "document", "--batch-size", 3, "--shard-vectors", 1000],
      ["--layers", 1, "--layer-groups", "0-1", *BITS], ["--sequence-length", 32, "--bos", "document", "--model-batch-size", 3]),
-    ([], ["-o", "dump"], ["--pool-mib", 1, "--vectors", 120000, *BITS], []),  # does not fit the pool
+    pytest.param([], ["-o", "dump"], ["--pool-mib", 1, "--vectors", 120000, *BITS], [], marks=pytest.mark.slow),  # does not fit the pool
 ])  # fmt: skip
 def test_streaming_learns_the_bytes_that_a_dump_gives(toy, tmp_path, of_both, of_extract, of_train, of_stream):
     is_text = "--pool-mib" not in of_train
@@ -87,7 +87,7 @@ def slow(toy, tmp_path_factory):
     return arguments, learned(whole)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stream_cut_off_and_resumed_ends_with_the_same_bytes(slow, tmp_path, how):
     arguments, whole = slow
     cut, rng = tmp_path / "cut", random.Random(int(how))
@@ -144,7 +144,7 @@ def peak_kib(*arguments):
     return int(programs.run(sys.executable, "-c", MEASURE, TRAIN, *arguments).stdout)
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "bin"])
+@pytest.mark.parametrize("kind", ["txt", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("jsonl", "bin"))])
 def test_memory_does_not_grow_with_the_corpus(toy, tmp_path, kind):
     line = "The owl of the seventh map flies under light and over stone.\n"
     peaks = []
