@@ -26,9 +26,25 @@ __device__ inline unsigned char* dynamic_shared() {
 }
 
 // Reductions over the whole warp; every lane gets the result, whose bits do not depend on the lane.
+template <int kCount>  // several at a time, so that their shuffles overlap
+__device__ inline void warp_sum(float (&x)[kCount]) {
+#ifdef LEXICO_DEVICE_IS_EMULATED
+  emulated::warp_sum(x, kCount);  // the same sums, all shuffles in one meeting
+#else
+#pragma unroll
+  for (int step = kWarpSize / 2; step > 0; step /= 2) {
+    float other[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) other[j] = __shfl_xor_sync(kWholeWarp, x[j], step);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) x[j] += other[j];
+  }
+#endif
+}
 __device__ inline float warp_sum(float x) {
-  for (int step = kWarpSize / 2; step > 0; step /= 2) x += __shfl_xor_sync(kWholeWarp, x, step);
-  return x;
+  float one[1] = {x};
+  warp_sum(one);
+  return one[0];
 }
 __device__ inline float warp_max(float x) {
   for (int step = kWarpSize / 2; step > 0; step /= 2)

@@ -99,15 +99,15 @@ enum class PursuitPath : int {
   /// Correlations on tensor cores in fp16 (residuals scaled to unit norm); of the best atoms of
   /// many segments those that rounding cannot tell from the best are scored again in fp32. Two
   /// atoms of one segment with scores closer than about 2e-4 |r| may be taken one for the other.
-  /// OLS needs `candidates`: of the best atom of each segment, the `candidates` largest by |d.r|
-  /// become candidates, so the N-th largest of all is missing where it shares a segment with a
-  /// larger one. Compute capability 8.0 and later.
+  /// OLS needs `candidates` <= 64; they come from the two best of each of up to 128 segments, so
+  /// one of the largest |d.r| is missing where it shares a segment with two larger ones. At most
+  /// kMaxTensorDim, kMaxTensorPicks, kMaxTensorAtoms; compute capability 8.0 and later.
   kTensor = 2,
   kHopper = 3,  ///< the same with the tensor cores of compute capability 9.0 (wgmma)
 };
 
 /// Sizes of the tensor paths.
-constexpr int kMaxTensorDim = 256, kMaxTensorPicks = 64, kMaxTensorAtoms = 1 << 20;
+constexpr int kMaxTensorDim = 256, kMaxTensorPicks = 64, kMaxTensorAtoms = 1 << 19;
 
 /// What one call of `pursuit` does and holds; made by `plan_pursuit` on the current device, valid
 /// for problems of the same sizes and options on it.
@@ -115,7 +115,6 @@ struct PursuitPlan {
   PursuitPath path = PursuitPath::kPlain;  // never kAuto
   int signals_per_block = 1;
   int blocks = 1;                   // resident ones; each takes groups of signals in turn
-  int flush = 1;                    // tensor paths: tiles of atoms in a segment
   std::size_t prepared_bytes = 0;   // of all dictionaries: fp16 atoms, norms
   std::size_t scratch_bytes = 0;    // of one block
   std::size_t workspace_bytes = 0;  // all of it, on the device

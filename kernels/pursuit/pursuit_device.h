@@ -21,8 +21,8 @@ constexpr std::size_t aligned(std::size_t bytes) {
 
 /// What the current device has.
 struct DeviceLimits {
-  int major = 0, multiprocessors = 0;
-  std::size_t shared_bytes = 0;  // that a block can ask for
+  int major = 0, minor = 0, multiprocessors = 0;
+  std::size_t shared_bytes = 0;  // that a block can ask for; a multiprocessor has 1 KiB more
 };
 
 /// Fills everything of a plan but `path`.

@@ -361,7 +361,6 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const PursuitProblem p,
 void plan_plain(const PursuitProblem& p, const DeviceLimits& device, PursuitPlan* plan) {
   PlainSignal unused;
   plan->signals_per_block = kGroup;
-  plan->flush = 0;
   plan->prepared_bytes = 0;
   plan->scratch_bytes = aligned(kGroup * carve(p, nullptr, &unused) * sizeof(float));
   constexpr std::size_t kMostBytes = std::size_t{512} << 20;

@@ -452,6 +452,26 @@ void check_shared(const void* address, std::size_t bytes, const char* name) {
 
 }  // namespace
 
+void warp_sum(float* x, int count, Where where) {
+  struct Data {
+    float* x;
+    int count;
+  } data{x, count};
+  const auto run = [](void* const* lanes, unsigned) {
+    const int numbers = static_cast<Data*>(lanes[0])->count;
+    for (int j = 0; j < numbers; ++j) {
+      float values[32], next[32];
+      for (int lane = 0; lane < 32; ++lane) values[lane] = static_cast<Data*>(lanes[lane])->x[j];
+      for (int step = 16; step > 0; step /= 2) {
+        for (int lane = 0; lane < 32; ++lane) next[lane] = values[lane] + values[lane ^ step];
+        std::copy(next, next + 32, values);
+      }
+      for (int lane = 0; lane < 32; ++lane) static_cast<Data*>(lanes[lane])->x[j] = values[lane];
+    }
+  };
+  warp_collective("warp_sum", 0xffffffffu, &data, run, where);
+}
+
 void mma_m16n8k16(float (&c)[4],
                   const std::uint32_t (&a)[4],
                   const std::uint32_t (&b)[2],

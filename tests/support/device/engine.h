@@ -58,6 +58,8 @@ int block_barrier(int predicate, Where where);
 /// The kernel fails with this message.
 [[noreturn]] void fail(const std::string& message);
 
+/// Each of `count` numbers summed over the warp, by xor shuffles over 16, 8, 4, 2, 1 lanes.
+void warp_sum(float* x, int count, Where where = Where::current());
 void mma_m16n8k16(float (&c)[4],
                   const std::uint32_t (&a)[4],
                   const std::uint32_t (&b)[2],
