@@ -252,7 +252,7 @@ TEST_F(PursuitOnDevice, PicksAmongManyAtomsAreThoseOfDouble) {
 }
 
 TEST_F(PursuitOnDevice, SameBitsFromRunToRun) {
-  const Case c = isotropic(256, 40, 50, 9);
+  const Case c = isotropic(150, 40, 30, 9);
   for (const Variant& v : variants()) {
     if (!is_available(v.path)) continue;
     const Codes codes = encode(c, 8, v);
@@ -273,7 +273,7 @@ TEST_F(PursuitOnDevice, BlocksOfEverySizeGiveTheSameAtoms) {
   emulated::device().multiprocessors = 1;
   for (const int dim : {40, 128, 200}) {
     for (const Rule& rule : {kOmp, kOls16}) {
-      const Case all = isotropic(300, dim, 120, 2);
+      const Case all = isotropic(150, dim, 120, 2);
       const Codes want = encode_on_cpu(all, 5, rule);
       for (const std::int64_t signals : {5, 40, 120}) {
         Case c = all;
