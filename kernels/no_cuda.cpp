@@ -10,6 +10,7 @@ namespace {
 constexpr Status kNotBuilt{Status::kNotBuilt, "this build has no CUDA backend"};
 }
 int device_count() { return 0; }
+Status use_device(int) { return kNotBuilt; }
 Status allocate(void**, std::size_t) { return kNotBuilt; }
 void release(void*) {}
 Status copy(void*, const void*, std::size_t, Stream) { return kNotBuilt; }

@@ -22,7 +22,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Config {
-  std::string case_file, cpu = "auto";
+  std::string case_file, cpu = "auto", device = "cpu";
   std::vector<std::string> selection{"omp"};
   std::vector<int> threads{0};
   int num_atoms = 1024, dim = 64, sparsity = 8, repeats = 5;
@@ -55,6 +55,9 @@ struct Config {
     visit("cpu",
           self.cpu,
           "speed level: auto (the best this CPU has), generic, avx2, avx512, avx512vnni, amx");
+    visit("device",
+          self.device,
+          "where to encode: cpu, cuda or cuda:N (copies from and to the host are timed with it)");
     visit("repeats", self.repeats, "timed runs of each setting, interleaved; the median counts");
     visit("check",
           self.check,
@@ -97,6 +100,7 @@ Json to_json(const Config& config,
             {"sparsity", r.options.max_atoms},
             {"selection", r.options.selection.name()},
             {"threads", r.options.threads},
+            {"device", r.options.device},
             {"level", cpu_level()},
             {"vectors_per_s", r.vectors_per_s},
             {"seconds", r.seconds},
@@ -170,6 +174,7 @@ int encode(const Config& config) {
       options.relative_tolerance = static_cast<float>(config.tolerance);
       options.selection = Selection::from(selection);
       options.threads = threads;
+      options.device = config.device;
       (void)Encoder(options);  // says what is wrong before a long case is read
       settings.push_back(options);
     }

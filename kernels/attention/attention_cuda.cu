@@ -20,6 +20,7 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMostTileBlocks = kThreads / kBlockTokens;
 constexpr int kLeastRange = 512;    // tokens: below, a range's sums cost more than its tokens
 constexpr int kEpochTokens = 4096;  // summed as integers before they are added as floats
+constexpr int kMostTogether = 4;    // groups that join takes at a time
 constexpr int kJoinRows = 128;      // atoms that a block multiplies
 constexpr int kSmallThreads = 128;  // of prepare, join and finish
 constexpr int kTableRows = 64, kTableGroups = 8, kTableDims = 64, kTableThreads = 256;
@@ -1060,50 +1061,69 @@ __device__ const float* value_row(const Call& c,
          std::int64_t{components_of(c, 1, h)[row].axis} * dim;
 }
 
-__global__ void __launch_bounds__(kSmallThreads, 4) join_kernel(Call c) {
-  const Group g = group_of(c, static_cast<int>(blockIdx.x) / c.join_tiles);
-  const int tile = static_cast<int>(blockIdx.x) % c.join_tiles;
-  const AttentionSequence& s = c.p.sequences[g.b];
-  const int ranges = ranges_of(c, s).count;
-  if (ranges == 0) return;
-  auto* factors = reinterpret_cast<float4*>(dynamic_shared());  // [most_ranges + 1]
-  float4* joined = factors + c.most_ranges + 1;                 // [kJoinRows]
-  const int thread = static_cast<int>(threadIdx.x), dim = c.p.dim;
-  weigh_parts(c, g, ranges, factors);
-  const std::int64_t first = std::int64_t{tile} * kJoinRows, row = first + thread;
+// A tile of atoms, read once for kTogether groups of those that share the dictionary.
+template <int kTogether>
+__global__ void __launch_bounds__(kSmallThreads, 4) join_kernel(Call c, int share) {
   static_assert(kJoinRows == kSmallThreads);
-  float4 sum = zero4();
-  if (row < c.value_rows) {
+  const int tile = static_cast<int>(blockIdx.x) % c.join_tiles;
+  const int set = static_cast<int>(blockIdx.x) / c.join_tiles;
+  const int sets = (share + kTogether - 1) / kTogether;  // of a dictionary
+  const int first_group = set / sets * share + set % sets * kTogether;
+  const int num_groups = min(kTogether, share - set % sets * kTogether);
+  auto* factors = reinterpret_cast<float4*>(dynamic_shared());  // [most_ranges + 1]
+  float4* joined = factors + c.most_ranges + 1;                 // [kTogether, kJoinRows]
+  const int thread = static_cast<int>(threadIdx.x), dim = c.p.dim;
+  const std::int64_t first = std::int64_t{tile} * kJoinRows, row = first + thread;
+  for (int i = 0; i < kTogether; ++i) {
+    float4 sum = zero4();
+    if (i < num_groups) {
+      const Group g = group_of(c, first_group + i);
+      const int ranges = ranges_of(c, c.p.sequences[g.b]).count;
+      weigh_parts(c, g, ranges, factors);
+      if (row < c.value_rows) {
 #pragma unroll 2
-    for (int r = 0; r < ranges; ++r) {
-      const float* from = c.sums + part_of(c, g.at, r) * 4 * c.value_rows + row;
-      const float4 part =
-          make_float4(from[0], from[c.value_rows], from[2 * c.value_rows], from[3 * c.value_rows]);
-      const float4 f = factors[r];
-      sum = make_float4(fmaf(f.x, part.x, sum.x),
-                        fmaf(f.y, part.y, sum.y),
-                        fmaf(f.z, part.z, sum.z),
-                        fmaf(f.w, part.w, sum.w));
+        for (int r = 0; r < ranges; ++r) {
+          const float* from = c.sums + part_of(c, g.at, r) * 4 * c.value_rows + row;
+          const float4 part = make_float4(
+              from[0], from[c.value_rows], from[2 * c.value_rows], from[3 * c.value_rows]);
+          const float4 f = factors[r];
+          sum = make_float4(fmaf(f.x, part.x, sum.x),
+                            fmaf(f.y, part.y, sum.y),
+                            fmaf(f.z, part.z, sum.z),
+                            fmaf(f.w, part.w, sum.w));
+        }
+      }
     }
+    joined[i * kJoinRows + thread] = sum;
+    __syncthreads();  // factors are the next group's then
   }
-  joined[thread] = sum;
-  __syncthreads();
-  float4* out = c.products + (std::int64_t{g.at} * c.join_tiles + tile) * dim;
+  const int h = group_of(c, first_group).h;
   const std::int64_t atoms_here = c.p.values.num_atoms - first;
   const int count = static_cast<int>(c.value_rows - first < kJoinRows ? c.value_rows - first
                                                                       : std::int64_t{kJoinRows});
+  const int plain = atoms_here < count ? max(0, static_cast<int>(atoms_here)) : count;
   for (int d = thread; d < dim; d += kSmallThreads) {
-    float4 product = zero4();
-    const float* atoms = c.p.values.atoms + g.h * c.p.values.atoms_stride + first * dim + d;
-    const int plain = atoms_here < count ? max(0, static_cast<int>(atoms_here)) : count;
+    float4 products[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) products[i] = zero4();
+    const float* atoms = c.p.values.atoms + h * c.p.values.atoms_stride + first * dim + d;
 #pragma unroll 8
-    for (int n = 0; n < plain; ++n)
-      product = fma4(atoms[std::int64_t{n} * dim], joined[n], product);
-    for (int n = plain; n < count; ++n) {
-      const float* other = value_row(c, s, g.h, first + n);
-      if (other != nullptr) product = fma4(other[d], joined[n], product);
+    for (int n = 0; n < plain; ++n) {
+      const float atom = atoms[std::int64_t{n} * dim];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        products[i] = fma4(atom, joined[i * kJoinRows + n], products[i]);
     }
-    out[d] = product;
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (i >= num_groups) continue;
+      const Group g = group_of(c, first_group + i);
+      for (int n = plain; n < count; ++n) {
+        const float* other = value_row(c, c.p.sequences[g.b], g.h, first + n);
+        if (other != nullptr) products[i] = fma4(other[d], joined[i * kJoinRows + n], products[i]);
+      }
+      c.products[(std::int64_t{g.at} * c.join_tiles + tile) * dim + d] = products[i];
+    }
   }
 }
 
@@ -1393,12 +1413,19 @@ Status attention(const AttentionProblem& problem,
                     shapes.value_tile_blocks);
     if (!status.ok()) return status;
     if (c.join_tiles > 0) {
-      status = launch(join_kernel,
-                      blocks(std::int64_t{c.groups} * c.join_tiles),
-                      dim3(kSmallThreads),
-                      factors + kJoinRows * sizeof(float4),
-                      stream,
-                      c);
+      // Together where that leaves blocks enough.
+      const bool many = std::int64_t{c.groups} * c.join_tiles >= 4 * bounds.multiprocessors;
+      const int together = many ? kMostTogether : 1;
+      const int dictionaries = problem.values.atoms_stride == 0 ? 1 : problem.kv_heads;
+      const int share = c.groups / dictionaries;
+      status = launch(
+          many ? join_kernel<kMostTogether> : join_kernel<1>,
+          blocks(std::int64_t{dictionaries} * ((share + together - 1) / together) * c.join_tiles),
+          dim3(kSmallThreads),
+          factors + static_cast<std::size_t>(together) * kJoinRows * sizeof(float4),
+          stream,
+          c,
+          share);
       if (!status.ok()) return status;
     }
   }

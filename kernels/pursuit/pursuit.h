@@ -110,7 +110,7 @@ enum class PursuitPath : int {
 constexpr int kMaxTensorDim = 256, kMaxTensorPicks = 64, kMaxTensorAtoms = 1 << 19;
 
 /// What one call of `pursuit` does and holds; made by `plan_pursuit` on the current device, valid
-/// for problems of the same sizes and options on it.
+/// for problems of the same sizes and options on it, and for fewer signals.
 struct PursuitPlan {
   PursuitPath path = PursuitPath::kPlain;  // never kAuto
   int signals_per_block = 1;

@@ -385,6 +385,24 @@ TEST_F(AttentionCuda, MeansMapsAndDictionariesOfHeads) {
   }
 }
 
+TEST_F(AttentionCuda, HowManyProcessorsThereAreDoesNotMatter) {
+  // One: no ranges, and several groups share what they read of D_v.
+  for (const bool head_atoms : {false, true}) {
+    const AttentionCase c(with([&](auto& s) {
+      s.batch = 3, s.coded = {0, 700, 100}, s.group = 6, s.head_atoms = head_atoms;
+      s.residual = true, s.extra = 3, s.num_atoms = 200;
+    }));
+    const std::vector<double> dense = c.dense();
+    OnDevice on;
+    put(c.problem, on);
+    for (const int processors : {1, 1000}) {
+      on.bounds.multiprocessors = processors;
+      reserve(on);
+      EXPECT_LE(worst_error(run(on).out, dense, c.s.dim), 1e-5);
+    }
+  }
+}
+
 TEST_F(AttentionCuda, KeysRebuiltFromHalfFloats) {
   for (const int dim : {64, 72, 128}) {
     AttentionCase c(with([&](auto& s) {

@@ -27,6 +27,9 @@ struct EncodeOptions {
       0.0f;  ///< stop once |r| <= relative_tolerance * |x|; 0 asks for max_atoms
   Selection selection;
   int threads = 0;  ///< 0: all the machine has. The result does not depend on it.
+  /// Where to encode: cpu, cuda or cuda:N. On a GPU arrays are copied in and out in pieces that fit
+  /// there; docs/gpu.md says where its codes may differ.
+  std::string device = "cpu";
 };
 
 /// What a batch encodes to, for P dictionaries side by side and B signals each. Fixed stride:
@@ -43,20 +46,20 @@ struct SparseCodes {
       curve;  ///< empty, or [P, B, max_atoms]: |r| after each atom; the last value repeats
 };
 
-/// Sparse coding by matching pursuit with re-fitted weights (OMP and its OLS form), on the CPU,
-/// fp32.
+/// Sparse coding by matching pursuit with re-fitted weights (OMP and its OLS form), fp32, on the
+/// CPU or a GPU.
 ///
 /// An all-zero signal gets no atoms. A signal with a NaN or Inf gets no atoms and a NaN residual
 /// norm; its neighbours are unaffected. No index is chosen twice; a signal that lies in the span of
 /// fewer atoms gets fewer. Ties go to the lower index. The result does not depend on the thread
-/// count nor on how signals are split into batches.
+/// count nor, on the CPU, on how signals are split into batches.
 ///
 /// One encoder owns scratch memory that grows to the largest batch seen and serves one caller at a
 /// time.
 class Encoder {
  public:
   /// @throws InvalidArgument naming the option, its value and its bound; also if the environment
-  /// variable LEXICO_CPU names no speed level of this CPU.
+  /// variable LEXICO_CPU names no speed level of this CPU, or there is no such device.
   explicit Encoder(const EncodeOptions& options);
   ~Encoder();
   Encoder(Encoder&&) noexcept;
@@ -86,7 +89,8 @@ class Encoder {
 
   /// Scratch that one call with `num_signals` needs with these atoms, in bytes (beyond atoms,
   /// signals and codes). Small batches need less: a Gram matrix is made once the signals encoded
-  /// since set_atoms pay for it.
+  /// since set_atoms pay for it. On a GPU all device memory that it wants, of which it can do with
+  /// less.
   std::size_t workspace_bytes(std::int64_t num_signals) const;
 
  private:

@@ -228,7 +228,7 @@ Encoder* CompressedCache::Impl::encoder_for(int max_atoms, float tolerance) {
   std::unique_ptr<Encoder>& encoder = encoders[{max_atoms, tolerance}];
   if (!encoder)
     encoder = std::make_unique<Encoder>(
-        EncodeOptions{max_atoms, tolerance, options.selection, options.threads});
+        EncodeOptions{max_atoms, tolerance, options.selection, options.threads, "cpu"});
   return encoder.get();
 }
 

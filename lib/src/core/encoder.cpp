@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "check.h"
+#include "device_encoder.h"
 #include "kernels/memory/memory.h"
 #include "kernels/pursuit/pursuit.h"
 
@@ -45,6 +46,7 @@ struct Encoder::Impl {
   std::size_t workspace_bytes = 0;
   kernels::cpu::PursuitPlan plan;
   bool prepared = false;  // the workspace holds what `plan` derives from the atoms
+  std::unique_ptr<detail::DeviceEncoder> device;  // or nullptr: the CPU
 
   Impl() = default;
   Impl(const Impl&) = delete;
@@ -89,6 +91,8 @@ Encoder::Encoder(const EncodeOptions& options) : impl_(std::make_unique<Impl>())
   }
   const kernels::Status level = kernels::cpu::set_pursuit_level(nullptr);
   if (!level.ok()) throw_invalid(level.what);
+  if (options.device != "cpu")
+    impl_->device = std::make_unique<detail::DeviceEncoder>(detail::device_of(options.device));
   impl_->options = options;
 }
 Encoder::~Encoder() = default;
@@ -120,6 +124,7 @@ void Encoder::set_atoms(const float* atoms, int num_dictionaries, int num_atoms,
   impl_->dim = dim;
   impl_->signals_seen = 0;
   impl_->prepared = false;
+  if (impl_->device) impl_->device->forget_atoms();
 }
 
 void Encoder::encode(const float* signals,
@@ -158,6 +163,10 @@ void Encoder::encode(const float* signals,
   problem.residual_norms = codes.residual_norms.data();
   problem.curve = with_curve ? codes.curve.data() : nullptr;
 
+  if (impl.device) {
+    impl.device->encode(problem);
+    return;
+  }
   impl.signals_seen += num_signals;
   const kernels::cpu::PursuitPlan plan = kernels::cpu::plan_pursuit(problem, impl.signals_seen);
   // What was derived from the atoms lies at the front of the workspace, in an order that the form
@@ -172,6 +181,7 @@ void Encoder::encode(const float* signals,
 }
 
 std::size_t Encoder::workspace_bytes(std::int64_t num_signals) const {
+  if (impl_->device) return impl_->device->device_bytes(impl_->problem(num_signals));
   return kernels::cpu::plan_pursuit(impl_->problem(num_signals),
                                     std::max(impl_->signals_seen, num_signals))
       .workspace_bytes;

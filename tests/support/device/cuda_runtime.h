@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "cuda_runtime_api.h"
@@ -47,8 +48,11 @@ inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyintf(x)); }
-inline int __float2int_rz(float x) { return static_cast<int>(x); }
+inline int __float2int_rz(float x) {  // saturates, and a NaN gives 0, as on a GPU
+  if (!(x > -0x1p31f)) return x != x ? 0 : std::numeric_limits<int>::min();
+  return x >= 0x1p31f ? std::numeric_limits<int>::max() : static_cast<int>(x);
+}
+inline int __float2int_rn(float x) { return __float2int_rz(std::nearbyintf(x)); }
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }

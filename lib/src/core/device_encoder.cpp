@@ -1,0 +1,185 @@
+#include "device_encoder.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "check.h"
+#include "kernels/memory/memory.h"
+
+namespace lexico::detail {
+namespace {
+
+using kernels::Status;
+namespace cuda = kernels::cuda;
+
+std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
+
+// Bytes of one signal, its codes included.
+std::size_t bytes_of_signal(const kernels::PursuitProblem& p) {
+  return size(p.dim) * 4 + size(p.max_atoms) * (p.curve == nullptr ? 8 : 12) + 12;
+}
+
+}  // namespace
+
+int device_of(const std::string& name) {
+  int device = 0;
+  if (name != "cuda") {
+    const bool named = name.starts_with("cuda:");
+    const char* const end = name.data() + name.size();
+    const auto [stop, error] = std::from_chars(name.data() + (named ? 5 : 0), end, device);
+    if (!named || error != std::errc() || stop != end || device < 0)
+      throw_invalid("device is '", name, "', must be cpu, cuda or cuda:N");
+  }
+  const int count = cuda::device_count();
+  if (device >= count) {
+    throw_invalid("device is '",
+                  name,
+                  "', but ",
+                  count == 0 ? "no" : std::to_string(count),
+                  count == 1 ? " CUDA device is" : " CUDA devices are",
+                  " here, or this build has no CUDA backend");
+  }
+  return device;
+}
+
+DeviceEncoder::~DeviceEncoder() {
+  if (memory_ != nullptr) cuda::release(memory_);
+}
+
+std::int64_t DeviceEncoder::most_signals(const kernels::PursuitProblem& p) const {
+  constexpr std::size_t kMostBytes = std::size_t{512}
+                                     << 20;  // copies take far longer than a launch
+  const auto most =
+      static_cast<std::int64_t>(std::max<std::size_t>(kMostBytes / bytes_of_signal(p), 1));
+  return limit_ > 0 ? std::min(limit_, most) : most;
+}
+
+DeviceEncoder::Layout DeviceEncoder::layout(const kernels::PursuitProblem& p,
+                                            const Piece& piece) const {
+  kernels::PursuitProblem part = p;
+  part.num_dictionaries = piece.dictionaries;
+  part.num_signals = piece.signals;
+  Layout l{};
+  throw_if_failed(cuda::use_device(device_), "encode");
+  throw_if_failed(cuda::plan_pursuit(part, cuda::PursuitPath::kAuto, &l.plan), "encode");
+  const auto take = [&](std::size_t bytes) {
+    const std::size_t at = l.total;
+    l.total += (bytes + 255) / 256 * 256;
+    return at;
+  };
+  const std::size_t signals = size(piece.dictionaries * piece.signals),
+                    slots = signals * size(p.max_atoms);
+  l.workspace = take(l.plan.workspace_bytes);
+  l.atoms = take(size(piece.dictionaries) * size(p.num_atoms) * size(p.dim) * 4);
+  l.signals = take(signals * size(p.dim) * 4);
+  l.budgets = take(p.budgets == nullptr ? 0 : signals * 4);
+  l.indices = take(slots * 4);
+  l.weights = take(slots * 4);
+  l.counts = take(signals * 4);
+  l.norms = take(signals * 4);
+  l.curve = take(p.curve == nullptr ? 0 : slots * 4);
+  return l;
+}
+
+std::size_t DeviceEncoder::device_bytes(const kernels::PursuitProblem& p) const {
+  const std::int64_t most = most_signals(p);
+  Piece piece{0, 0, 1, std::min(p.num_signals, most)};
+  if (p.num_signals <= most)
+    piece.dictionaries = static_cast<int>(std::min<std::int64_t>(
+        p.num_dictionaries, most / std::max<std::int64_t>(p.num_signals, 1)));
+  return layout(p, piece).total;
+}
+
+Status DeviceEncoder::run(const kernels::PursuitProblem& p, const Piece& piece) {
+  const bool same = first_dictionary_ == piece.first_dictionary &&
+                    dictionaries_ == piece.dictionaries && piece.signals <= planned_signals_ &&
+                    (p.curve == nullptr || layout_.curve < layout_.total) &&
+                    (p.budgets == nullptr || layout_.budgets < layout_.indices);
+  if (!same) {
+    first_dictionary_ = -1;
+    layout_ = layout(p, piece);
+    if (layout_.total > memory_bytes_) {
+      if (memory_ != nullptr) cuda::release(memory_);
+      memory_ = nullptr;
+      memory_bytes_ = 0;
+      const Status status = cuda::allocate(&memory_, layout_.total);
+      if (!status.ok()) {
+        memory_ = nullptr;
+        return status;
+      }
+      memory_bytes_ = layout_.total;
+    }
+  }
+  char* const base = static_cast<char*>(memory_);
+  const auto at = [&](std::size_t offset) { return static_cast<void*>(base + offset); };
+  const std::size_t first = size(piece.first_dictionary * p.num_signals + piece.first_signal),
+                    signals = size(piece.dictionaries * piece.signals), s = size(p.max_atoms),
+                    row = size(p.num_atoms) * size(p.dim);
+  Status status;
+  const auto copy = [&](void* to, const void* from, std::size_t bytes) {
+    if (status.ok()) status = cuda::copy(to, from, bytes, nullptr);
+  };
+  if (!same)
+    copy(at(layout_.atoms),
+         p.atoms + size(piece.first_dictionary) * row,
+         size(piece.dictionaries) * row * 4);
+  copy(at(layout_.signals), p.signals + first * size(p.dim), signals * size(p.dim) * 4);
+  if (p.budgets != nullptr) copy(at(layout_.budgets), p.budgets + first, signals * 4);
+
+  kernels::PursuitProblem part = p;
+  part.num_dictionaries = piece.dictionaries;
+  part.num_signals = piece.signals;
+  part.atoms = static_cast<const float*>(at(layout_.atoms));
+  part.signals = static_cast<const float*>(at(layout_.signals));
+  if (p.budgets != nullptr) part.budgets = static_cast<const std::int32_t*>(at(layout_.budgets));
+  part.indices = static_cast<std::int32_t*>(at(layout_.indices));
+  part.weights = static_cast<float*>(at(layout_.weights));
+  part.counts = static_cast<std::int32_t*>(at(layout_.counts));
+  part.residual_norms = static_cast<float*>(at(layout_.norms));
+  if (p.curve != nullptr) part.curve = static_cast<float*>(at(layout_.curve));
+  if (status.ok()) status = cuda::pursuit(part, layout_.plan, at(layout_.workspace), same, nullptr);
+
+  copy(p.indices + first * s, part.indices, signals * s * 4);
+  copy(p.weights + first * s, part.weights, signals * s * 4);
+  copy(p.counts + first, part.counts, signals * 4);
+  copy(p.residual_norms + first, part.residual_norms, signals * 4);
+  if (p.curve != nullptr) copy(p.curve + first * s, part.curve, signals * s * 4);
+  // Copies may read the caller's memory until here, also where one could not be asked for.
+  const Status waited = cuda::synchronize(nullptr);
+  if (status.ok()) status = waited;
+  if (!status.ok()) {
+    first_dictionary_ = -1;
+  } else if (!same) {
+    first_dictionary_ = piece.first_dictionary;
+    dictionaries_ = piece.dictionaries;
+    planned_signals_ = piece.signals;
+  }
+  return status;
+}
+
+void DeviceEncoder::encode(const kernels::PursuitProblem& p) {
+  throw_if_failed(cuda::use_device(device_), "encode");
+  Piece piece{0, 0, 1, 0};
+  while (piece.first_dictionary < p.num_dictionaries) {
+    const std::int64_t most = most_signals(p);
+    piece.dictionaries = 1;
+    piece.signals = std::min(most, p.num_signals - piece.first_signal);
+    if (piece.first_signal == 0 && p.num_signals <= most)
+      piece.dictionaries = static_cast<int>(
+          std::min(p.num_dictionaries - piece.first_dictionary, most / p.num_signals));
+    const Status status = run(p, piece);
+    const std::int64_t asked = piece.dictionaries * piece.signals;
+    if (status.code == cuda::kOutOfMemory && asked > 1) {
+      limit_ = asked / 2;
+      continue;
+    }
+    throw_if_failed(status, "encode on the device");
+    piece.first_signal += piece.signals;
+    if (piece.first_signal == p.num_signals) {
+      piece.first_signal = 0;
+      piece.first_dictionary += piece.dictionaries;
+    }
+  }
+}
+
+}  // namespace lexico::detail

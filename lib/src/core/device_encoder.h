@@ -1,0 +1,57 @@
+#pragma once
+// Encoding on a GPU from and to host memory, in pieces that fit there.
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/pursuit/pursuit.h"
+
+namespace lexico::detail {
+
+/// Number of the device that "cuda" or "cuda:N" names.
+/// @throws InvalidArgument naming the text if it is no such name, or there is no such device.
+int device_of(const std::string& name);
+
+class DeviceEncoder {
+ public:
+  explicit DeviceEncoder(int device) : device_(device) {}
+  ~DeviceEncoder();
+  DeviceEncoder(const DeviceEncoder&) = delete;
+  DeviceEncoder& operator=(const DeviceEncoder&) = delete;
+
+  /// The atoms changed.
+  void forget_atoms() { first_dictionary_ = -1; }
+  /// @param problem  all pointers on the host.
+  /// @throws ResourceError with what CUDA said; where memory is short only once not even a piece of
+  /// one signal fits.
+  void encode(const kernels::PursuitProblem& problem);
+  /// Device memory that a call wants if it can have it.
+  std::size_t device_bytes(const kernels::PursuitProblem& problem) const;
+
+ private:
+  // Some dictionaries with all their signals, or some signals of one.
+  struct Piece {
+    std::int64_t first_dictionary, first_signal;
+    int dictionaries;
+    std::int64_t signals;
+  };
+  struct Layout {
+    kernels::cuda::PursuitPlan plan;
+    std::size_t atoms, workspace, signals, budgets, indices, weights, counts, norms, curve, total;
+  };
+
+  std::int64_t most_signals(const kernels::PursuitProblem& problem) const;
+  Layout layout(const kernels::PursuitProblem& problem, const Piece& piece) const;
+  kernels::Status run(const kernels::PursuitProblem& problem, const Piece& piece);
+
+  int device_;
+  std::int64_t limit_ = 0;  // signals of a piece that memory was short for, halved; 0: none yet
+  void* memory_ = nullptr;
+  std::size_t memory_bytes_ = 0;
+  // What is in it: atoms of these dictionaries, prepared for pieces of up to so many signals.
+  std::int64_t first_dictionary_ = -1, planned_signals_ = 0;
+  int dictionaries_ = 0;
+  Layout layout_{};
+};
+
+}  // namespace lexico::detail
