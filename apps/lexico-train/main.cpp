@@ -509,6 +509,7 @@ void print_plan(const Config& config,
     plan["phases"].push_back(
         {{"name", phase.name}, {"memory_bytes", phase.bytes}, {"seconds", phase.seconds}});
   plan["memory_bytes"] = planned.most_bytes();
+  plan["device_memory_bytes"] = planned.device_bytes;
   plan["free_memory_bytes"] = memory < 0 ? Json(nullptr) : Json(memory);
   plan["disk_bytes"] = planned.disk_most_bytes();
   plan["disk_left_bytes"] = planned.disk_left_bytes();
@@ -552,8 +553,11 @@ void print_plan(const Config& config,
   }
   std::cout << "  memory    " << format_bytes(planned.most_bytes())
             << (memory < 0 ? "" : " of " + format_bytes(static_cast<double>(memory)) + " free")
-            << '\n'
-            << "  disk      " << format_bytes(planned.disk_most_bytes())
+            << '\n';
+  if (planned.device_bytes > 0)
+    std::cout << "  device    up to " << format_bytes(planned.device_bytes)
+              << " of its memory, beside libtorch and CUDA\n";
+  std::cout << "  disk      " << format_bytes(planned.disk_most_bytes())
             << (free < 0 ? "" : " of " + format_bytes(static_cast<double>(free)) + " free") << ", "
             << format_bytes(planned.disk_left_bytes()) << " in the end (two checkpoints of "
             << format_bytes(planned.checkpoint_bytes) << " each)\n"

@@ -108,6 +108,13 @@ TrainPlan plan_training(const TrainSizes& sizes, double resident, std::int64_t s
   if (sizes.resumes) plan.phases.back().bytes = lasting + n.checkpoint;
   // Training: at first random atoms to compare with, later the gradient.
   plan.phases.push_back({"training", lasting + 2 * n.atoms + batches + pursuit, -1});
+  if (sizes.train.device.starts_with("cuda")) {
+    // The checkpoint's tensors (last_used with 8 bytes a number), the gradient or random atoms to
+    // compare with and what they are made of, a batch, and the largest scratch of pursuit, which
+    // gives way where there is less (training/device_ops.h).
+    constexpr double kScratch = 1 << 30;
+    plan.device_bytes = n.checkpoint + n.last_used + 2 * n.atoms + batches + kScratch;
+  }
   const bool packed = sizes.codes.resolved_coding(sizes.train.recipe) == "packed";
   const double sample = static_cast<double>(sizes.codes.code_vectors) * rows;
   const double after = lasting + batches + pursuit + n.atoms;  // the dictionaries as a set

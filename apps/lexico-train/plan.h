@@ -30,6 +30,7 @@ struct PlannedPhase {
 
 struct TrainPlan {
   std::vector<PlannedPhase> phases;  ///< reading, training, codes, report
+  double device_bytes = 0;  ///< of a GPU's memory, beside torch and CUDA themselves; 0 on the CPU
   double checkpoint_bytes = 0;
   double beside_checkpoints = 0, left_beside_checkpoints = 0;  ///< while it trains, in the end
   bool one_checkpoint = false;  ///< it is over before the first one by the clock
