@@ -312,11 +312,11 @@ bool run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const std::functi
   return true;
 }
 
-void fail(const std::string& message) {
+void fail(std::string message) {
   Engine& e = engine();
-  e.fault = message + ": " + place(*e.current, e.current->where);
+  e.fault = std::exchange(message, {}) + ": " + place(*e.current, e.current->where);
   e.failed = true;
-  leave(true);
+  leave(true);  // for good: what this stack owns is not given back
   std::abort();
 }
 
