@@ -98,7 +98,8 @@ enum class PursuitPath : int {
   kPlain = 1,  ///< all correlations in fp32; any sizes and rules
   /// Correlations on tensor cores in fp16 (residuals scaled to unit norm); of the best atoms of
   /// many segments those that rounding cannot tell from the best are scored again in fp32. Two
-  /// atoms of one segment with scores closer than about 2e-4 |r| may be taken one for the other.
+  /// atoms of one segment with scores closer than about 2e-4 |r| (5e-4 above
+  /// 131072 atoms) may be taken one for the other.
   /// OLS needs `candidates` <= 64; they come from the two best of each of up to 128 segments, so
   /// one of the largest |d.r| is missing where it shares a segment with two larger ones. At most
   /// kMaxTensorDim, kMaxTensorPicks, kMaxTensorAtoms; compute capability 8.0 and later.

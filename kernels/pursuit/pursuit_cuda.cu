@@ -33,7 +33,7 @@ const char* not_for_tensor_cores(const PursuitProblem& p, const DeviceLimits& de
   if (p.num_atoms > kMaxTensorAtoms) return "the tensor paths take at most 524288 atoms";
   if (p.rule == PursuitRule::kOls && p.candidates < 1)
     return "OLS among all atoms is on the plain path only";
-  if (p.candidates > kOlsSegments / 2) return "the tensor paths take at most 64 candidates";
+  if (p.candidates > kMostSegments / 2) return "the tensor paths take at most 64 candidates";
   if (groups_of(p, 16) > 0x7fffffff) return "the tensor paths take at most 2^35 signals";
   return nullptr;
 }
@@ -104,7 +104,10 @@ void plan_tensor(const PursuitProblem& p,
 
 Segments segments_of(const PursuitProblem& p, TileShape shape) {
   const int tiles = padded_atoms(p) / shape.tile, each = shape.segments_per_flush();
-  const int wanted = p.rule == PursuitRule::kOls ? kOlsSegments : kOmpSegments;
+  // More segments where one would have so many atoms that the column takes too much of a score.
+  const int positions = tiles * shape.columns_per_thread();
+  int wanted = p.rule == PursuitRule::kOls ? kMostSegments : kOmpSegments;
+  while (wanted < kMostSegments && positions * each / wanted > 1 << kGoodPositionBits) wanted *= 2;
   const int flushes = wanted / each > 1 ? wanted / each : 1;
   Segments s;
   s.flush = (tiles + flushes - 1) / flushes;

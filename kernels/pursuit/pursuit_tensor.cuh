@@ -110,7 +110,8 @@ struct TensorSpace {
 
 inline int padded_atoms(const PursuitProblem& p) { return (p.num_atoms + 127) / 128 * 128; }
 
-constexpr int kOmpSegments = 32, kOlsSegments = 128, kMostPositionBits = 12;
+constexpr int kOmpSegments = 32, kMostSegments = 128;  // OLS has the most
+constexpr int kGoodPositionBits = 10;                  // 13 bits of the size are left
 struct Segments {
   int flush, count, position_bits;
 };
@@ -384,7 +385,7 @@ struct Worker {
   // OLS: the `candidates` largest of the two best of each segment join the pool; returns how many
   // it has then.
   __device__ int join_pool(const unsigned* segments) const {
-    constexpr int kMost = 2 * kOlsSegments / kWarpSize;  // values of a lane
+    constexpr int kMost = 2 * kMostSegments / kWarpSize;  // values of a lane
     const PursuitProblem& p = task.p;
     const int lane = lane_id();
     unsigned own[kMost];

@@ -251,6 +251,16 @@ TEST_F(PursuitOnDevice, PicksAmongManyAtomsAreThoseOfDouble) {
   }
 }
 
+// More of a score's bits go to the column than with few atoms.
+TEST_F(PursuitOnDevice, SixtyFiveThousandAtomsAreTold) {
+  const Case c = isotropic(65536, 16, 3, 5);
+  const Codes codes = encode(c, 3, {cuda::PursuitPath::kAuto, kOmp});
+  for (std::int64_t b = 0; b < c.num_signals(); ++b) {
+    const Reference want = reference(c, c.signal(b), 3, kOmp);
+    EXPECT_EQ(codes.picks(b), std::vector<std::int32_t>(want.picks.begin(), want.picks.end()));
+  }
+}
+
 TEST_F(PursuitOnDevice, SameBitsFromRunToRun) {
   const Case c = isotropic(150, 40, 30, 9);
   for (const Variant& v : variants()) {

@@ -16,6 +16,7 @@
 #include "cuda_runtime.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -184,6 +185,10 @@ void thread_main() {
 }
 
 void start(Fiber& f) {
+#if defined(__SANITIZE_ADDRESS__)
+  // A kernel that failed left its frames behind.
+  __asan_unpoison_memory_region(f.stack->bottom(), kStackBytes);
+#endif
 #if defined(__x86_64__)
   // As lexico_emulated_switch leaves a stack: six registers, then where to return to. At its first
   // instruction a function has a stack that is 8 off a multiple of 16.
@@ -307,11 +312,11 @@ bool run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, const std::functi
   return true;
 }
 
-void fail(const std::string& message) {
+void fail(std::string message) {
   Engine& e = engine();
-  e.fault = message + ": " + place(*e.current, e.current->where);
+  e.fault = std::exchange(message, {}) + ": " + place(*e.current, e.current->where);
   e.failed = true;
-  leave(true);
+  leave(true);  // for good: what this stack owns is not given back
   std::abort();
 }
 

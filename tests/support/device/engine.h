@@ -56,7 +56,7 @@ void warp_collective(const char* name,
 /// Waits for all threads of the block. Returns how many of them passed a value other than 0.
 int block_barrier(int predicate, Where where);
 /// The kernel fails with this message.
-[[noreturn]] void fail(const std::string& message);
+[[noreturn]] void fail(std::string message);
 
 /// Each of `count` numbers summed over the warp, by xor shuffles over 16, 8, 4, 2, 1 lanes.
 void warp_sum(float* x, int count, Where where = Where::current());
