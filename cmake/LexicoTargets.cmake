@@ -6,11 +6,11 @@ target_compile_options(lexico_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
   $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LEXICO_WERROR}>>:-Werror=all-warnings>)
 
-# lexico_add_test(lib/tokenizer LIBS lexico_text [LABELS slow])
-# builds tests/lib/tokenizer_test.cpp and registers its cases as lib/tokenizer.*
+# lexico_add_test(lib/tokenizer LIBS lexico_text [LABELS slow] [SLOW_CASES *Long*])
+# builds tests/lib/tokenizer_test.cpp and registers its cases as lib/tokenizer.*; those that SLOW_CASES names are labelled slow.
 # Every test gets the repository and the build as LEXICO_SOURCE_DIR and LEXICO_BINARY_DIR.
 function(lexico_add_test name)
-  cmake_parse_arguments(arg "" "" "LIBS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "" "SLOW_CASES" "LIBS;LABELS" ${ARGN})
   if(NOT EXISTS ${PROJECT_SOURCE_DIR}/tests/${name}_test.cpp)
     message(FATAL_ERROR "tests/${name}_test.cpp is listed and not there")
   endif()
@@ -20,7 +20,12 @@ function(lexico_add_test name)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_compile_definitions(${target} PRIVATE
     LEXICO_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LEXICO_BINARY_DIR="${PROJECT_BINARY_DIR}")
-  gtest_discover_tests(${target} TEST_PREFIX "${name}." DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
+  if(arg_SLOW_CASES)
+    gtest_discover_tests(${target} TEST_PREFIX "${name}." TEST_FILTER "${arg_SLOW_CASES}" DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
+      PROPERTIES LABELS slow)
+    set(fast TEST_FILTER "-${arg_SLOW_CASES}")
+  endif()
+  gtest_discover_tests(${target} TEST_PREFIX "${name}." ${fast} DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
     PROPERTIES LABELS "${arg_LABELS}")
 endfunction()
 

@@ -82,6 +82,7 @@ def test_codes_are_fitted_and_reported_whatever_the_threads(data, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_better_than_equal_shares(data, tmp_path):
     # 2 layers x 2 kinds x 2 heads: 5 bytes a vector on average.
     run("--data", data, "--output", tmp_path / "shared", *PACKED, "--bytes-per-token", 40)
