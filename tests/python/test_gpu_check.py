@@ -64,6 +64,24 @@ def test_without_a_gpu_it_says_so_and_is_content(check):
     assert "test_kernels_a_cuda" not in rows
 
 
+TRAIN = """#!{python}
+import json, pathlib, sys
+word = lambda name: sys.argv[sys.argv.index(name) + 1]
+run = pathlib.Path(word("--output"))
+run.mkdir(parents=True)
+json.dump({{"rows": [{{"mean": 0.1}}, {{"mean": 0.2 * ({factor} if word("--device") == "cuda" else 1)}}]}}, open(run / "report.json", "w"))
+"""
+
+
+@pytest.mark.parametrize("factor, result", [(1.01, "pass"), (1.2, "fail")])
+def test_training_on_both_devices_must_agree(check, tmp_path, factor, result):
+    program(tmp_path / "bins/lexico-train", TRAIN.format(python=sys.executable, factor=factor))
+    (tmp_path / "bins/wikillama-5m.pt").touch()
+    done, rows = check({})
+    assert rows["training on cuda as on cpu"]["result"] == result, done.stdout + done.stderr
+    assert done.returncode == (result == "fail")
+
+
 @pytest.mark.parametrize("extra, said", [(["--rounds", "0"], "--rounds is 0"), (["--binaries", "/no/such"], "/no/such is no folder")])
 def test_wrong_usage_is_named(check, extra, said):
     done, _ = check({}, extra=extra)
