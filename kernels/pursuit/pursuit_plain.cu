@@ -345,6 +345,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const PursuitProblem p,
     } else {
       for (int e = lane_id(); e < p.dim; e += kWarpSize) own.residual[e] = own.newest[e] = 0;
       if (lane_id() == 0) state.active[slot] = 0;
+      __syncwarp();
     }
     bool first_pass = true;
     while (__syncthreads_or(state.active[slot])) {

@@ -116,8 +116,12 @@ __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" 
 __device__ inline void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-__device__ inline void wgmma_wait() {
+// Until all products are there. For the compiler c has its values from here on: it must not move
+// what reads c, which is no memory, before the wait.
+__device__ inline void wgmma_wait(float (&c)[8][4]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(c[i / 4][i % 4]));
 }
 
 // Two warpgroups with 64 signals each, in registers; a tile is one unit of atoms. Thread 0 asks for
@@ -194,7 +198,7 @@ struct WgmmaScores {
       for (int step = 0; step < kSteps; ++step)
         wgmma(c, a[step], b + (step / 4 * kSlabBytes + step % 4 * 32) / 16, step == 0);
       wgmma_commit();
-      wgmma_wait();
+      wgmma_wait(c);
       leave(index);
       if (threadIdx.x == 0 && tile + kStages - 1 < tiles_) {
         if (tile > 0) barrier_wait(empty_ + (index - 1) % kStages, (index - 1) / kStages & 1);
