@@ -171,6 +171,11 @@ __device__ const Component* components_of(const Call& c, int of_values, int h) {
 __device__ int num_components_of(const Call& c, int of_values, int h) {
   return max(0, c.num_components[of_values * c.p.kv_heads + h]);
 }
+// Whether a head's layout is what the bounds say. A larger one would be read beyond its block in
+// shared memory, which on a device ends the context.
+__device__ bool is_as_bounds_say(const Call& c, int of_values, int h) {
+  return c.num_components[of_values * c.p.kv_heads + h] >= 0;
+}
 
 // ---- codes
 // -----------------------------------------------------------------------------------------
@@ -617,7 +622,7 @@ __global__ void __launch_bounds__(kThreads, 1) scores_kernel(Call c, int tile_bl
   }
   const AttentionSequence& s = c.p.sequences[g.b];
   const Ranges ranges = ranges_of(c, s);
-  if (range >= ranges.count) return;
+  if (range >= ranges.count || !is_as_bounds_say(c, 0, g.h)) return;
   const int first = range * ranges.tokens;
   const int last = min(static_cast<int>(s.coded_tokens), first + ranges.tokens);
 
@@ -782,7 +787,7 @@ __global__ void __launch_bounds__(kRebuildThreads, 2) rebuilt_scores_kernel(Call
   }
   const AttentionSequence& s = c.p.sequences[b];
   const Ranges ranges = ranges_of(c, s);
-  if (range >= ranges.count) return;
+  if (range >= ranges.count || !is_as_bounds_say(c, 0, h)) return;
   const int first = range * ranges.tokens;
   const int last = min(static_cast<int>(s.coded_tokens), first + ranges.tokens);
 
@@ -893,7 +898,7 @@ __global__ void __launch_bounds__(kThreads, 1) values_kernel(Call c, int tile_bl
   const int range = static_cast<int>(blockIdx.x) % c.most_ranges;
   const AttentionSequence& s = c.p.sequences[g.b];
   const Ranges ranges = ranges_of(c, s);
-  if (range >= ranges.count) return;
+  if (range >= ranges.count || !is_as_bounds_say(c, 1, g.h)) return;
   const int first = range * ranges.tokens;
   const int last = min(static_cast<int>(s.coded_tokens), first + ranges.tokens);
   const std::int64_t part = part_of(c, g.at, range);

@@ -534,6 +534,8 @@ TEST_F(AttentionCuda, BoundsAreNoPartOfTheResultAndBeyondThemIsNaN) {
         [](auto& b) { b.value_extra = 1; },
         [](auto& b) { b.key_weights = CodedWeights::kE4m3; },
         [](auto& b) { b.value_block_bytes += 8; },
+        [](auto& b) { b.key_block_bytes = 8; },  // less than is read of a block
+        [](auto& b) { b.value_block_bytes = 8; },
     };
     for (const auto& wrong : wrongs) {
       on.bounds = good;
