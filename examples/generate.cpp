@@ -206,12 +206,6 @@ std::vector<std::int32_t> prompt_ids(const GenerateConfig& config,
 
 CompressedCache make_cache(const GenerateConfig& config, const ModelInfo& model) {
   DictionarySet set = read_dictionaries(config.dictionary);
-  CacheShape shape;
-  shape.layers = model.layers;
-  shape.kv_heads = model.kv_heads;
-  shape.group = model.heads / model.kv_heads;
-  shape.head_dim = model.head_dim;
-  shape.max_positions = model.max_positions;
   CacheOptions options;
   options.recent_window = config.recent_window;
   options.compress_chunk = config.compress_chunk;
@@ -233,7 +227,7 @@ CompressedCache make_cache(const GenerateConfig& config, const ModelInfo& model)
       trained_on->second != model.name)
     log_warning(config.dictionary + " was trained for " + trained_on->second + ", the model is " +
                 model.name);
-  return CompressedCache(std::move(set), shape, options);
+  return CompressedCache(std::move(set), cache_shape(model), options);
 }
 
 int run(int argc, char** argv) {

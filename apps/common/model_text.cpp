@@ -71,4 +71,14 @@ std::string name_of(PackOptions::Bos bos) {
   }
 }
 
+CacheShape cache_shape(const ModelInfo& model) {
+  CacheShape shape;
+  shape.layers = model.layers;
+  shape.kv_heads = model.kv_heads;
+  shape.group = model.heads / model.kv_heads;
+  shape.head_dim = model.head_dim;
+  shape.max_positions = model.max_positions;
+  return shape;
+}
+
 }  // namespace lexico::apps

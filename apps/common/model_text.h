@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "lexico/compressed_cache.h"
 #include "lexico/language_model.h"
 #include "lexico/text_source.h"
 #include "lexico/tokenizer.h"
@@ -47,5 +48,8 @@ PackOptions packing_for(const ModelTextConfig& config, const ModelInfo& model);
 
 /// "always", "document" or "none".
 std::string name_of(PackOptions::Bos bos);
+
+/// What a compressed cache must know of the model.
+CacheShape cache_shape(const ModelInfo& model);
 
 }  // namespace lexico::apps

@@ -391,16 +391,6 @@ double CacheSettings::mean_bits(Kind kind, const ModelInfo& model) const {
   return bits / (model.layers * model.kv_heads);
 }
 
-CacheShape cache_shape(const ModelInfo& model) {
-  CacheShape shape;
-  shape.layers = model.layers;
-  shape.kv_heads = model.kv_heads;
-  shape.group = model.heads / model.kv_heads;
-  shape.head_dim = model.head_dim;
-  shape.max_positions = model.max_positions;
-  return shape;
-}
-
 CompressedCache make_cache(const CacheSettings& settings,
                            const ModelInfo& model,
                            const EncodeOptions& encode) {

@@ -45,7 +45,6 @@ struct CacheSettings {
 /// Pages as small as they can be: the texts are short.
 inline constexpr int kCachePageTokens = 64;
 
-CacheShape cache_shape(const ModelInfo& model);
 /// For settings by dictionaries. @throws what CompressedCache's constructor does, naming the coder.
 CompressedCache make_cache(const CacheSettings& settings,
                            const ModelInfo& model,

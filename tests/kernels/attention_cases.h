@@ -1,9 +1,12 @@
 #pragma once
 // Random problems for the tests of attention, and what they must give: dense attention in double
 // on the vectors that the codes stand for.
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
@@ -35,6 +38,31 @@ struct AttentionSetting {
   float query_size = 1;
   unsigned seed = 1;
 };
+
+inline AttentionSetting with(const std::function<void(AttentionSetting&)>& change) {
+  AttentionSetting setting;
+  change(setting);
+  return setting;
+}
+
+// |ours - dense| / |dense|, the largest of all heads.
+inline double worst_error(const std::vector<float>& ours,
+                          const std::vector<double>& dense,
+                          int dim) {
+  EXPECT_EQ(ours.size(), dense.size());
+  double worst = 0;
+  const std::size_t m = static_cast<std::size_t>(dim);
+  for (std::size_t head = 0; head * m < dense.size(); ++head) {
+    double error = 0, norm = 0;
+    for (std::size_t i = head * m; i < (head + 1) * m; ++i) {
+      const double d = static_cast<double>(ours[i]) - dense[i];
+      error += d * d, norm += dense[i] * dense[i];
+    }
+    const double relative = norm > 0 ? std::sqrt(error / norm) : std::sqrt(error);
+    worst = relative > worst || std::isnan(relative) ? relative : worst;
+  }
+  return worst;
+}
 
 inline float e4m3_value(std::uint32_t byte) {
   const int mantissa = byte & 7, exponent = byte >> 3 & 15;

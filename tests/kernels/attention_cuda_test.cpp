@@ -16,28 +16,6 @@ namespace {
 
 std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
 
-double worst_error(const std::vector<float>& ours, const std::vector<double>& dense, int dim) {
-  EXPECT_EQ(ours.size(), dense.size());
-  double worst = 0;
-  const std::size_t m = size(dim);
-  for (std::size_t head = 0; head * m < dense.size(); ++head) {
-    double error = 0, norm = 0;
-    for (std::size_t i = head * m; i < (head + 1) * m; ++i) {
-      const double d = static_cast<double>(ours[i]) - dense[i];
-      error += d * d, norm += dense[i] * dense[i];
-    }
-    const double relative = norm > 0 ? std::sqrt(error / norm) : std::sqrt(error);
-    worst = relative > worst || std::isnan(relative) ? relative : worst;
-  }
-  return worst;
-}
-
-AttentionSetting with(const std::function<void(AttentionSetting&)>& change) {
-  AttentionSetting setting;
-  change(setting);
-  return setting;
-}
-
 class AttentionCuda : public test::DeviceTest {
  protected:
   struct OnDevice {

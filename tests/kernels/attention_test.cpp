@@ -33,23 +33,6 @@ INSTANTIATE_TEST_SUITE_P(Levels, Attention, testing::ValuesIn(levels()), [](cons
   return test.param;
 });
 
-// |ours - dense| / |dense|, the largest of all heads.
-double worst_error(const std::vector<float>& ours, const std::vector<double>& dense, int dim) {
-  EXPECT_EQ(ours.size(), dense.size());
-  double worst = 0;
-  const std::size_t m = static_cast<std::size_t>(dim);
-  for (std::size_t head = 0; head * m < dense.size(); ++head) {
-    double error = 0, norm = 0;
-    for (std::size_t i = head * m; i < (head + 1) * m; ++i) {
-      const double d = static_cast<double>(ours[i]) - dense[i];
-      error += d * d, norm += dense[i] * dense[i];
-    }
-    const double relative = norm > 0 ? std::sqrt(error / norm) : std::sqrt(error);
-    worst = relative > worst || std::isnan(relative) ? relative : worst;
-  }
-  return worst;
-}
-
 void expect_as_dense(const AttentionSetting& setting, double bound = 1e-5) {
   AttentionCase c(setting);
   std::vector<double> sums;
@@ -62,12 +45,6 @@ void expect_as_dense(const AttentionSetting& setting, double bound = 1e-5) {
     else
       EXPECT_NEAR(static_cast<double>(log_sums[i]), sums[i], 1e-5 * (1 + std::fabs(sums[i])));
   }
-}
-
-AttentionSetting with(const std::function<void(AttentionSetting&)>& change) {
-  AttentionSetting setting;
-  change(setting);
-  return setting;
 }
 
 TEST_P(Attention, AgreesWithDenseAttention) { expect_as_dense({}); }

@@ -32,6 +32,20 @@ struct Case {
   }
 };
 
+// Its sizes and options; no memory.
+inline PursuitProblem problem_of(const Case& c, int max_atoms, const Rule& rule, float tolerance) {
+  PursuitProblem p;
+  p.num_dictionaries = c.dictionaries;
+  p.num_signals = c.num_signals();
+  p.num_atoms = c.atoms;
+  p.dim = c.dim;
+  p.max_atoms = max_atoms;
+  p.rule = rule.rule;
+  p.candidates = rule.candidates;
+  p.relative_tolerance = tolerance;
+  return p;
+}
+
 struct Codes {
   int max_atoms = 0;
   std::vector<std::int32_t> indices, counts;

@@ -68,19 +68,6 @@ class DeviceArray {
   std::size_t count_;
 };
 
-PursuitProblem problem_of(const Case& c, int max_atoms, const Rule& rule, float tolerance) {
-  PursuitProblem p;
-  p.num_dictionaries = c.dictionaries;
-  p.num_signals = c.num_signals();
-  p.num_atoms = c.atoms;
-  p.dim = c.dim;
-  p.max_atoms = max_atoms;
-  p.rule = rule.rule;
-  p.candidates = rule.candidates;
-  p.relative_tolerance = tolerance;
-  return p;
-}
-
 Codes encode(const Case& c,
              int max_atoms,
              const Variant& v,

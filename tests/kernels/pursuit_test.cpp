@@ -52,15 +52,7 @@ Codes encode(const Case& c,
              float tolerance = 0,
              int threads = 2,
              const std::int32_t* budgets = nullptr) {
-  PursuitProblem p;
-  p.num_dictionaries = c.dictionaries;
-  p.num_signals = c.num_signals();
-  p.num_atoms = c.atoms;
-  p.dim = c.dim;
-  p.max_atoms = max_atoms;
-  p.rule = v.rule.rule;
-  p.candidates = v.rule.candidates;
-  p.relative_tolerance = tolerance;
+  PursuitProblem p = problem_of(c, max_atoms, v.rule, tolerance);
   p.threads = threads;
   p.form = v.form;
   p.atoms = c.rows.data();
