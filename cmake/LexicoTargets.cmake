@@ -20,13 +20,18 @@ function(lexico_add_test name)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_compile_definitions(${target} PRIVATE
     LEXICO_SOURCE_DIR="${PROJECT_SOURCE_DIR}" LEXICO_BINARY_DIR="${PROJECT_BINARY_DIR}")
-  if(arg_SLOW_CASES)
-    gtest_discover_tests(${target} TEST_PREFIX "${name}." TEST_FILTER "${arg_SLOW_CASES}" DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
+  lexico_discover_tests(${target} "${name}." "${arg_SLOW_CASES}" "${arg_LABELS}")
+endfunction()
+
+# Registers the cases of a program; those that the filter `slow_cases` names, if any, are labelled slow.
+function(lexico_discover_tests target prefix slow_cases labels)
+  if(slow_cases)
+    gtest_discover_tests(${target} TEST_PREFIX "${prefix}" TEST_FILTER "${slow_cases}" DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
       PROPERTIES LABELS slow)
-    set(fast TEST_FILTER "-${arg_SLOW_CASES}")
+    set(fast TEST_FILTER "-${slow_cases}")
   endif()
-  gtest_discover_tests(${target} TEST_PREFIX "${name}." ${fast} DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
-    PROPERTIES LABELS "${arg_LABELS}")
+  gtest_discover_tests(${target} TEST_PREFIX "${prefix}" ${fast} DISCOVERY_TIMEOUT 60 DISCOVERY_MODE PRE_TEST
+    PROPERTIES LABELS "${labels}")
 endfunction()
 
 # The Python of scripts/setup, or the system's; as a last resort a command that says it is missing and exits with 77 (skipped).

@@ -11,10 +11,21 @@ constexpr Status kNotBuilt{Status::kNotBuilt, "this build has no CUDA backend"};
 }
 int device_count() { return 0; }
 Status use_device(int) { return kNotBuilt; }
+Status current_device(int*) { return kNotBuilt; }
 Status allocate(void**, std::size_t) { return kNotBuilt; }
 void release(void*) {}
+Status allocate_pinned(void**, std::size_t) { return kNotBuilt; }
+void release_pinned(void*) {}
 Status copy(void*, const void*, std::size_t, Stream) { return kNotBuilt; }
+Status copy_rows(
+    void*, std::size_t, const void*, std::size_t, std::size_t, std::size_t, Stream) {
+  return kNotBuilt;
+}
 Status synchronize(Stream) { return kNotBuilt; }
+Status create_event(Event*) { return kNotBuilt; }
+void destroy_event(Event) {}
+Status record(Event, Stream) { return kNotBuilt; }
+Status wait(Event) { return kNotBuilt; }
 
 Status attention_device(AttentionBounds*) { return kNotBuilt; }
 std::size_t attention_workspace_bytes(const AttentionProblem&, const AttentionBounds&) { return 0; }

@@ -173,6 +173,6 @@ std::size_t AttendCase::coded_bytes() const {
   for (const CodedVectors& coded : impl_->layers.front()->coded) bytes += coded.bytes();
   return bytes;
 }
-std::size_t AttendCase::workspace_bytes() const { return impl_->scratch.memory.size(); }
+std::size_t AttendCase::workspace_bytes() const { return impl_->scratch.bytes(); }
 
 }  // namespace lexico::apps

@@ -24,6 +24,14 @@ struct Runtime {
   cudaError_t (*free_host)(void* pointer);
   cudaError_t (*memcpy_async)(
       void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+  cudaError_t (*memcpy_2d_async)(void* to,
+                                 std::size_t to_pitch,
+                                 const void* from,
+                                 std::size_t from_pitch,
+                                 std::size_t width,
+                                 std::size_t height,
+                                 cudaMemcpyKind kind,
+                                 cudaStream_t stream);
   cudaError_t (*memset_async)(void* to, int value, std::size_t bytes, cudaStream_t stream);
 
   cudaError_t (*stream_create_with_flags)(cudaStream_t* stream, unsigned flags);

@@ -23,6 +23,16 @@ Runtime real_runtime() {
       [](void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
         return cudaMemcpyAsync(to, from, bytes, kind, stream);
       };
+  r.memcpy_2d_async = [](void* to,
+                         std::size_t to_pitch,
+                         const void* from,
+                         std::size_t from_pitch,
+                         std::size_t width,
+                         std::size_t height,
+                         cudaMemcpyKind kind,
+                         cudaStream_t stream) {
+    return cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, height, kind, stream);
+  };
   r.memset_async = [](void* to, int value, std::size_t bytes, cudaStream_t stream) {
     return cudaMemsetAsync(to, value, bytes, stream);
   };

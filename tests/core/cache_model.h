@@ -396,6 +396,7 @@ class CacheModel {
       options.relative_tolerance = tolerance_.at({l, kind});
       options.selection = c_.options.selection;
       options.threads = 1;
+      options.device = c_.options.device;
       const int head = static_cast<int>(row % heads);
       float* to = back.data() + row * dim();
       std::copy_n(x.begin() + row * dim(), count * dim(), to);

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <utility>
 
 #include "core/cache_model.h"
 
@@ -71,10 +73,19 @@ inline std::vector<CacheCase> cache_cases() {
   return cases;
 }
 
+/// How a cache attends over host memory, if it is not of the host.
+using CacheAttend = std::function<void(
+    CompressedCache&, int layer, const std::vector<int>&, const std::vector<float>&, float* out)>;
+
 class CacheOperations {
  public:
-  CacheOperations(const CacheCase& c, unsigned seed, std::string folder)
-      : c_(c), cache_(c.set, c.shape, c.options), model_(c), random_(seed), folder_(folder) {
+  CacheOperations(const CacheCase& c, unsigned seed, std::string folder, CacheAttend attend)
+      : c_(c),
+        cache_(c.set, c.shape, c.options),
+        model_(c),
+        random_(seed),
+        folder_(folder),
+        attend_(std::move(attend)) {
     c_.shape = cache_.shape();
   }
 
@@ -198,7 +209,10 @@ class CacheOperations {
     const auto total = static_cast<std::size_t>(std::ssize(numbers) * heads * dim);
     const std::vector<float> queries = cache_normals(total, random_);
     std::vector<float> out(total);
-    cache_.attend(layer, numbers, queries.data(), out.data());
+    if (attend_)
+      attend_(cache_, layer, numbers, queries, out.data());
+    else
+      cache_.attend(layer, numbers, queries.data(), out.data());
     for (std::int64_t i = 0; i < std::ssize(numbers) * heads; ++i) {
       double size = 0;
       const std::vector<double> want = model_.attend(numbers[static_cast<std::size_t>(i / heads)],
@@ -253,18 +267,21 @@ class CacheOperations {
   CacheModel model_;
   std::mt19937 random_;
   std::string folder_;
+  CacheAttend attend_;
   bool bad_ = false;
 };
 
 /// Runs of a range of seeds, the cases in turn.
-inline void run_cache_operations(unsigned first, unsigned last) {
-  const std::vector<CacheCase> cases = cache_cases();
+inline void run_cache_operations(unsigned first,
+                                 unsigned last,
+                                 const std::vector<CacheCase>& cases = cache_cases(),
+                                 const CacheAttend& attend = {}) {
   const std::string folder = testing::TempDir() + "/cache_" + std::to_string(first);
   std::filesystem::create_directories(folder);
   for (unsigned seed = first; seed < last && !testing::Test::HasFailure(); ++seed) {
     const CacheCase& c = cases[seed % cases.size()];
     SCOPED_TRACE(testing::Message() << "seed " << seed << ", " << c.name);
-    CacheOperations(c, seed, folder).run(20);
+    CacheOperations(c, seed, folder, attend).run(20);
   }
   std::filesystem::remove_all(folder);
 }

@@ -21,6 +21,7 @@ class RuntimeFaults {
     replace<&Runtime::malloc>(table, "malloc");
     replace<&Runtime::malloc_host>(table, "malloc_host");
     replace<&Runtime::memcpy_async>(table, "memcpy_async");
+    replace<&Runtime::memcpy_2d_async>(table, "memcpy_2d_async");
     replace<&Runtime::memset_async>(table, "memset_async");
     replace<&Runtime::stream_create_with_flags>(table, "stream_create_with_flags");
     replace<&Runtime::stream_synchronize>(table, "stream_synchronize");

@@ -2,13 +2,20 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "lexico/dictionary.h"
 #include "lexico/rope.h"
 
 namespace lexico {
+
+namespace detail {
+struct DeviceScratch;
+class MirroredBytes;
+}  // namespace detail
 
 /// Numbers of tokens that are not coded: fp32, IEEE half, or bfloat16.
 enum class ExactNumbers { kFloat32, kFloat16, kBFloat16 };
@@ -27,6 +34,12 @@ struct AttentionOptions {
   /// indices are made wide enough for them.
   int own_atoms = 0;
   int threads = 0;  ///< 0: all
+  /// Where to attend: cpu, cuda or cuda:N. On a GPU queries, out, log_sums and exact tokens lie
+  /// there; codes are kept by the host and copied there as they grow (docs/gpu.md).
+  std::string device = "cpu";
+  /// On a GPU, keys after RoPE: the products of queries and atoms are rounded to half floats (a
+  /// relative 2^-11 of each term of a score), which is half as much to read.
+  bool half_tables = false;
 };
 
 class LayerAttention;
@@ -54,10 +67,8 @@ class CodedVectors {
   std::size_t bytes() const;  ///< of its pages, shared ones included, and own atoms
   std::size_t bytes_for(std::int64_t tokens) const;  ///< of pages for so many tokens
   /// Calls visit(address, bytes) for each page.
-  template <typename Visit>
-  void for_each_page(Visit&& visit) const {
-    for (const auto& page : pages_) visit(page->data(), page->size());
-  }
+  void for_each_page(
+      const std::function<void(const void* address, std::size_t bytes)>& visit) const;
 
   /// Own atoms, in the dictionary's frame: they have the numbers num_atoms, num_atoms + 1, ... in
   /// codes. Kept as IEEE half floats. `dictionary`: 0, or the KV head where heads have their own.
@@ -75,11 +86,11 @@ class CodedVectors {
   friend class LayerAttention;
   struct Frame;
   explicit CodedVectors(std::shared_ptr<const Frame> frame);
-  std::uint8_t* page_to_write(std::size_t index);
+  void pages_to_write(std::int64_t first, std::int64_t tokens);
   std::size_t dim() const;
 
   std::shared_ptr<const Frame> frame_;
-  std::vector<std::shared_ptr<std::vector<std::uint8_t>>> pages_;
+  std::vector<std::shared_ptr<detail::MirroredBytes>> pages_;
   std::vector<std::vector<std::uint16_t>> own_;  // of each dictionary: halfs
   std::int64_t tokens_ = 0;
 };
@@ -94,9 +105,11 @@ struct ExactTokens {
 };
 
 /// What attention works in; grows as needed. The layers of a model, taken one after another, share
-/// one.
+/// one (of one device).
 struct AttentionScratch {
   std::vector<char> memory;
+  std::shared_ptr<detail::DeviceScratch> device;
+  std::size_t bytes() const;  ///< of the device, where there is one
 };
 
 /// Decode attention of one layer over codes and exact tokens (docs/attention.md): one query per
@@ -109,7 +122,8 @@ class LayerAttention {
   /// atoms of each KV head: kv_heads * num_atoms * dim * 4 bytes.
   /// @param rope   kPreRope: rotates them at their positions.
   /// @throws InvalidArgument naming what does not fit: counts, dims that differ or are no multiple
-  /// of 4, formats with different sizes among heads, an exact format without max_atoms.
+  /// of 4, formats with different sizes among heads, an exact format without max_atoms, a device
+  /// that is not there; ResourceError if there is no memory on it.
   LayerAttention(std::vector<const Dictionary*> keys,
                  std::vector<const Dictionary*> values,
                  const AttentionOptions& options,
@@ -134,15 +148,18 @@ class LayerAttention {
   /// @param queries   [sequences, kv_heads * group, dim], after RoPE.
   /// @param out       likewise. A sequence without tokens gives zeros; a NaN stays in its head.
   /// @param log_sums  nullptr, or [sequences, kv_heads * group]: log of the sum of e^score.
-  /// Callers with scratch of their own may call at the same time. The result of a sequence depends
-  /// on neither threads nor other sequences.
+  /// @param stream    of a GPU: a cudaStream_t (nullptr: the default one). The call returns when
+  /// its work has been put on it; all calls of a layer are in the order of one stream.
+  /// On the CPU callers with scratch of their own may call at the same time. The result of a
+  /// sequence depends on neither threads nor other sequences.
   /// @throws InvalidArgument naming the sequence whose counts differ or whose codes are of another
-  /// layer; ResourceError if there is no memory for scratch.
+  /// layer; ResourceError if there is no memory for scratch, or CUDA reports an error.
   void attend(const std::vector<Sequence>& sequences,
               const float* queries,
               float* out,
               AttentionScratch& scratch,
-              float* log_sums = nullptr) const;
+              float* log_sums = nullptr,
+              void* stream = nullptr) const;
 
  private:
   struct Impl;

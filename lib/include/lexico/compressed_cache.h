@@ -61,6 +61,10 @@ struct CacheOptions {
   bool half_keys = true;      ///< AttentionOptions::half_keys
   std::size_t max_bytes = 0;  ///< for all sequences (shared pages count for each); 0: no bound
   int threads = 0;            ///< 0: all. No result depends on it.
+  /// Where to compress and to attend: cpu, cuda or cuda:N. On a GPU queries, out and log_sums of
+  /// attend lie there; new tokens come from the host, which keeps all and saves it (docs/gpu.md).
+  std::string device = "cpu";
+  bool half_tables = false;  ///< AttentionOptions::half_tables
 };
 
 /// What happened so far, in all sequences, removed ones included.
@@ -151,12 +155,16 @@ class CompressedCache {
   /// @param queries    [sequences, kv_heads * group, head_dim], after RoPE.
   /// @param out        likewise; a sequence without tokens gives zeros.
   /// @param log_sums   nullptr, or [sequences, kv_heads * group]: log of the sum of e^score.
-  /// @throws InvalidArgument: no such layer or sequence; ResourceError: no memory for scratch.
+  /// @param stream     of a GPU: a cudaStream_t (nullptr: the default one). The call returns when
+  /// its work has been put on it; all calls of a cache are in the order of one stream.
+  /// @throws InvalidArgument: no such layer or sequence; ResourceError: no memory for scratch, or
+  /// CUDA reports an error.
   void attend(int layer,
               const std::vector<int>& sequences,
               const float* queries,
               float* out,
-              float* log_sums = nullptr);
+              float* log_sums = nullptr,
+              void* stream = nullptr);
 
   /// What attention sees, as dense vectors: keys (after RoPE) and values of tokens [first, first +
   /// tokens), [tokens, kv_heads, head_dim].

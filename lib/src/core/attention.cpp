@@ -10,13 +10,14 @@
 #include <string>
 
 #include "check.h"
+#include "core/attention_impl.h"
 #include "core/half.h"
+#include "core/size_of.h"
 #include "core/trellis.h"
-#include "kernels/attention/attention.h"
-#include "kernels/packing/packing.h"
 
 namespace lexico {
 
+using detail::size_of;
 using detail::throw_if_failed;
 using detail::throw_invalid;
 
@@ -25,69 +26,9 @@ namespace {
 using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Matrix = Eigen::Map<const RowMatrix>;
 
-std::size_t size_of(std::int64_t a, std::int64_t b = 1, std::int64_t c = 1) {
-  return static_cast<std::size_t>(a * b * c);
-}
-
 constexpr int kE4m3Bits = 8, kCountBits = 16, kInt16Bits = 16;
 
 }  // namespace
-
-// The keys, or the values: what the kernel wants, and how codes become planes.
-struct CodedVectors::Frame {
-  int kv_heads = 0, dim = 0, num_atoms = 0, page_tokens = 0;
-  int num_dictionaries = 1;
-  int own_atoms = 0;                   // of each dictionary, at most
-  bool folds = false;                  // atoms are a copy of each head, with its map in them
-  const CodeFormat* format = nullptr;  // sizes are those of every head
-  std::size_t block_bytes = 0;
-
-  std::vector<kernels::CodeLayout> layouts;               // one, or one per head
-  std::vector<std::vector<float>> levels, scales;         // of each
-  std::vector<std::vector<std::int32_t>> component_bits;  // of each
-  std::vector<std::vector<float>> component_levels;
-  std::vector<float> atoms, axes, mean, back_map;  // empty: the dictionary's own, or none
-  std::vector<std::uint16_t> half_atoms;
-  kernels::CodedSpace space;
-
-  // Fields of a record, as Codec writes it.
-  std::vector<std::vector<std::uint8_t>> widths;  // of each layout
-  int num_fields = 0, record_bytes = 0;
-
-  const kernels::CodeLayout& layout(int head) const {
-    return layouts[layouts.size() > 1 ? size_of(head) : 0];
-  }
-  bool is_packed() const { return format->coding == CodeFormat::Coding::kPacked; }
-  bool is_exact() const { return format->coding == CodeFormat::Coding::kExact; }
-  int dictionary_of(int head) const { return num_dictionaries > 1 ? head : 0; }
-  kernels::RecordLayout record_layout(int head) const {
-    return {num_fields,
-            record_bytes,
-            widths[layouts.size() > 1 ? size_of(head) : 0].data(),
-            std::int64_t{kv_heads}};
-  }
-  std::int64_t blocks() const { return page_tokens / kernels::kBlockTokens; }
-  std::size_t page_bytes() const {
-    return size_of(kv_heads, blocks()) * block_bytes + kernels::kPageSlack;
-  }
-  std::size_t pages_for(std::int64_t tokens) const {
-    return size_of((tokens + page_tokens - 1) / page_tokens);
-  }
-  // Records of `tokens` tokens to fields [tokens, kv_heads, num_fields] and back.
-  void unpack(const std::uint8_t* records, std::int64_t tokens, std::uint32_t* fields) const;
-  void pack(const std::uint32_t* fields, std::int64_t tokens, std::uint8_t* records) const;
-  // A slot that does not exist becomes an unused one.
-  void correct(int head, std::uint32_t num_atoms_and_own, std::uint32_t* fields) const;
-  // Own atoms as the kernel wants them: of each dictionary or, where maps are folded in, head.
-  kernels::CodedRun run_of(const std::vector<std::vector<std::uint16_t>>& own,
-                           std::vector<float>& memory) const;
-
-  Frame(const std::vector<const Dictionary*>& dictionaries,
-        const AttentionOptions& options,
-        bool fold_map,
-        bool half);
-  void add_layout(const Dictionary& dictionary, int group);
-};
 
 void CodedVectors::Frame::add_layout(const Dictionary& dictionary, int group) {
   const CodeFormat& f = dictionary.format;
@@ -348,17 +289,17 @@ kernels::CodedRun CodedVectors::Frame::run_of(const std::vector<std::vector<std:
   if (most == 0) return run;
   run.num_extra = static_cast<int>(most / size_of(dim));
   const bool of_heads = folds || num_dictionaries > 1;
-  memory.assign(most * size_of(of_heads ? kv_heads : 1), 0.0f);
+  const std::size_t first = memory.size();
+  memory.resize(first + most * size_of(of_heads ? kv_heads : 1), 0.0f);
   for (int h = 0; h < (of_heads ? kv_heads : 1); ++h) {
     const auto& rows = own[size_of(dictionary_of(h))];
-    float* to = memory.data() + size_of(h) * most;
+    float* to = memory.data() + first + size_of(h) * most;
     std::transform(rows.begin(), rows.end(), to, detail::float_from_half);
     if (!folds) continue;
     Eigen::Map<RowMatrix> atoms_of_head(to, run.num_extra, dim);
     const Matrix map(back_map.data() + size_of(h) * size_of(dim, dim), dim, dim);
     atoms_of_head = (atoms_of_head * map.transpose()).eval();
   }
-  run.extra_atoms = memory.data();
   run.extra_stride = of_heads ? static_cast<std::int64_t>(most) : 0;
   return run;
 }
@@ -380,12 +321,26 @@ std::size_t CodedVectors::bytes_for(std::int64_t tokens) const {
 
 std::size_t CodedVectors::dim() const { return size_of(frame_->dim); }
 
-std::uint8_t* CodedVectors::page_to_write(std::size_t index) {
-  if (index == pages_.size())
-    pages_.push_back(std::make_shared<std::vector<std::uint8_t>>(frame_->page_bytes()));
-  std::shared_ptr<std::vector<std::uint8_t>>& page = pages_[index];
-  if (page.use_count() > 1) page = std::make_shared<std::vector<std::uint8_t>>(*page);
-  return page->data();
+void CodedVectors::for_each_page(
+    const std::function<void(const void* address, std::size_t bytes)>& visit) const {
+  for (const auto& page : pages_) visit(page->data(), page->size());
+}
+
+void CodedVectors::pages_to_write(std::int64_t first, std::int64_t tokens) {
+  const Frame& f = *frame_;
+  for (std::size_t index = size_of(first / f.page_tokens); index < f.pages_for(first + tokens);
+       ++index) {
+    if (index == pages_.size())
+      pages_.push_back(std::make_shared<detail::MirroredBytes>(
+          size_of(f.kv_heads), size_of(f.blocks()) * f.block_bytes, kernels::kPageSlack));
+    std::shared_ptr<detail::MirroredBytes>& page = pages_[index];
+    if (page.use_count() > 1) page = std::make_shared<detail::MirroredBytes>(*page);
+    const std::int64_t start = static_cast<std::int64_t>(index) * f.page_tokens;
+    const std::int64_t from = std::max<std::int64_t>(first - start, 0);
+    const std::int64_t to = std::min<std::int64_t>(first + tokens - start, f.page_tokens);
+    page->touch(size_of(from / kernels::kBlockTokens) * f.block_bytes,
+                size_of((to + kernels::kBlockTokens - 1) / kernels::kBlockTokens) * f.block_bytes);
+  }
 }
 
 void CodedVectors::append(const std::uint8_t* records, std::int64_t tokens) {
@@ -397,9 +352,7 @@ void CodedVectors::append(const std::uint8_t* records, std::int64_t tokens) {
   std::vector<std::uint32_t> components(size_of(f.dim));
   const std::size_t pages_before = pages_.size();
   try {
-    for (std::size_t page = size_of(tokens_ / f.page_tokens); page < f.pages_for(tokens_ + tokens);
-         ++page)
-      page_to_write(page);
+    pages_to_write(tokens_, tokens);
   } catch (...) {
     pages_.resize(pages_before);
     throw;
@@ -494,13 +447,28 @@ void CodedVectors::drop_atoms(int keep, int dictionary) {
   rows.resize(std::min(rows.size(), size_of(keep) * dim()));
 }
 
-struct LayerAttention::Impl {
-  AttentionOptions options;
-  std::shared_ptr<const CodedVectors::Frame> keys, values;
-  std::vector<float> frequencies;
-  kernels::KeyRotation rotation;
-  bool rotates = false;
-};
+void LayerAttention::Impl::set_rotation(const Rope& rope, int layer) {
+  if (rope.layout != "half" && rope.layout != "interleaved")
+    throw_invalid("rope: layout is '", rope.layout, "', must be half or interleaved");
+  const bool own = !rope.layer_inverse_frequencies.empty();
+  if (own && (layer < 0 || layer >= static_cast<int>(rope.layer_inverse_frequencies.size())))
+    throw_invalid(
+        "rope: layer is ", layer, ", must be in [0, ", rope.layer_inverse_frequencies.size(), ")");
+  for (const double f :
+       own ? rope.layer_inverse_frequencies[size_of(layer)] : rope.inverse_frequencies)
+    frequencies.push_back(static_cast<float>(f));
+  if (size_of(rope.rotary_dim) != 2 * frequencies.size() || rope.rotary_dim > keys->dim)
+    throw_invalid("rope: rotary_dim is ",
+                  rope.rotary_dim,
+                  " with ",
+                  frequencies.size(),
+                  " frequencies, of dim ",
+                  keys->dim);
+  rotation = {rope.rotary_dim,
+              rope.layout == "interleaved",
+              frequencies.data(),
+              static_cast<float>(rope.attention_scaling)};
+}
 
 LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
                                std::vector<const Dictionary*> values,
@@ -522,6 +490,7 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
   Impl& impl = *impl_;
   impl.options = options;
   impl.rotates = stage == KeyStage::kPreRope && rope.rotates();
+  const int device = options.device == "cpu" ? -1 : detail::device_of(options.device);
   impl.keys = std::make_shared<CodedVectors::Frame>(
       keys, options, impl.rotates, impl.rotates && options.half_keys);
   impl.values = std::make_shared<CodedVectors::Frame>(values, options, false, false);
@@ -530,28 +499,13 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
         "keys have dim ", impl.keys->dim, ", values ", impl.values->dim, ", must be equal");
   if (!(options.softmax_scale > 0))
     impl.options.softmax_scale = 1 / std::sqrt(static_cast<float>(impl.keys->dim));
-  if (!impl.rotates) return;
-  if (rope.layout != "half" && rope.layout != "interleaved")
-    throw_invalid("rope: layout is '", rope.layout, "', must be half or interleaved");
-  const int layer = keys.front()->layer;
-  const bool own = !rope.layer_inverse_frequencies.empty();
-  if (own && (layer < 0 || layer >= static_cast<int>(rope.layer_inverse_frequencies.size())))
-    throw_invalid(
-        "rope: layer is ", layer, ", must be in [0, ", rope.layer_inverse_frequencies.size(), ")");
-  for (const double f :
-       own ? rope.layer_inverse_frequencies[size_of(layer)] : rope.inverse_frequencies)
-    impl.frequencies.push_back(static_cast<float>(f));
-  if (size_of(rope.rotary_dim) != 2 * impl.frequencies.size() || rope.rotary_dim > impl.keys->dim)
-    throw_invalid("rope: rotary_dim is ",
-                  rope.rotary_dim,
-                  " with ",
-                  impl.frequencies.size(),
-                  " frequencies, of dim ",
-                  impl.keys->dim);
-  impl.rotation = {rope.rotary_dim,
-                   rope.layout == "interleaved",
-                   impl.frequencies.data(),
-                   static_cast<float>(rope.attention_scaling)};
+  if (impl.rotates) impl.set_rotation(rope, keys.front()->layer);
+  if (device >= 0)
+    impl.device = std::make_unique<detail::DeviceAttention>(device,
+                                                            impl.problem(),
+                                                            impl.keys->layouts.size(),
+                                                            impl.values->layouts.size(),
+                                                            options.half_tables);
 }
 
 LayerAttention::~LayerAttention() = default;
@@ -559,21 +513,34 @@ LayerAttention::~LayerAttention() = default;
 CodedVectors LayerAttention::coded_keys() const { return CodedVectors(impl_->keys); }
 CodedVectors LayerAttention::coded_values() const { return CodedVectors(impl_->values); }
 
-void LayerAttention::attend(const std::vector<Sequence>& sequences,
-                            const float* queries,
-                            float* out,
-                            AttentionScratch& scratch,
-                            float* log_sums) const {
-  const Impl& impl = *impl_;
-  const std::size_t count = sequences.size();
-  std::vector<kernels::AttentionSequence> coded(count);
-  std::vector<std::vector<const std::uint8_t*>> pages(2 * count);
-  std::vector<std::vector<kernels::ExactRun>> exact(count);
-  std::vector<std::vector<float>> own(2 * count);
-  for (std::size_t i = 0; i < count; ++i) {
+void detail::AttentionCall::point_to(const std::uint8_t* const* its_pages,
+                                     const kernels::ExactRun* its_exact,
+                                     const std::int64_t* its_left_out,
+                                     const float* its_own) {
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    kernels::AttentionSequence& s = sequences[i];
+    std::size_t at = 2 * i;
+    for (kernels::CodedRun* run : {&s.keys, &s.values}) {
+      run->pages = its_pages;
+      its_pages += num_pages[at];
+      run->extra_atoms = its_own;
+      its_own += num_own[at++];
+    }
+    s.exact = its_exact;
+    its_exact += s.num_exact;
+    s.left_out = its_left_out;
+    its_left_out += s.num_left_out;
+  }
+}
+
+// `uploads`: nullptr for the CPU.
+detail::AttentionCall LayerAttention::Impl::collect(const std::vector<Sequence>& sequences,
+                                                    detail::Uploads* uploads) const {
+  detail::AttentionCall call;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
     const Sequence& s = sequences[i];
-    if (s.keys == nullptr || s.values == nullptr || s.keys->frame_ != impl.keys ||
-        s.values->frame_ != impl.values)
+    if (s.keys == nullptr || s.values == nullptr || s.keys->frame_ != keys ||
+        s.values->frame_ != values)
       throw_invalid("sequence ", i, ": its keys or values are not of this layer");
     if (s.keys->tokens() != s.values->tokens())
       throw_invalid("sequence ",
@@ -586,12 +553,10 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
     if (s.first_position < 0 || s.first_position + s.keys->tokens() > 1 << 24)
       throw_invalid(
           "sequence ", i, ": positions from ", s.first_position, " on, must be in [0, 2^24)");
-    for (const auto& page : s.keys->pages_) pages[2 * i].push_back(page->data());
-    for (const auto& page : s.values->pages_) pages[2 * i + 1].push_back(page->data());
     for (const ExactTokens& run : s.exact) {
       if (run.tokens < 0)
         throw_invalid("sequence ", i, ": ", run.tokens, " exact tokens, must be >= 0");
-      exact[i].push_back({run.keys, run.values, run.head_stride, run.tokens});
+      call.exact.push_back({run.keys, run.values, run.head_stride, run.tokens});
     }
     for (std::size_t j = 0; j < s.left_out.size(); ++j) {
       const std::int64_t least = j == 0 ? 0 : s.left_out[j - 1] + 1;
@@ -605,36 +570,68 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
                       ", ",
                       s.keys->tokens(),
                       ")");
+      call.left_out.push_back(s.left_out[j]);
     }
-    coded[i].keys = impl.keys->run_of(s.keys->own_, own[2 * i]);
-    coded[i].values = impl.values->run_of(s.values->own_, own[2 * i + 1]);
-    coded[i].left_out = s.left_out.data();
-    coded[i].num_left_out = static_cast<int>(s.left_out.size());
-    coded[i].coded_tokens = s.keys->tokens();
-    coded[i].keys.pages = pages[2 * i].data();
-    coded[i].values.pages = pages[2 * i + 1].data();
-    coded[i].first_position = s.first_position;
-    coded[i].exact = exact[i].data();
-    coded[i].num_exact = static_cast<int>(exact[i].size());
+    kernels::AttentionSequence coded;
+    coded.coded_tokens = s.keys->tokens();
+    coded.first_position = s.first_position;
+    coded.num_exact = static_cast<int>(s.exact.size());
+    coded.num_left_out = static_cast<int>(s.left_out.size());
+    for (const bool of_values : {false, true}) {
+      const CodedVectors& from = of_values ? *s.values : *s.keys;
+      const std::size_t own_before = call.own.size();
+      (of_values ? coded.values : coded.keys) = from.frame_->run_of(from.own_, call.own);
+      call.num_own.push_back(call.own.size() - own_before);
+      call.num_pages.push_back(from.pages_.size());
+      for (const auto& page : from.pages_)
+        call.pages.push_back(uploads == nullptr
+                                 ? page->data()
+                                 : page->on_device(device->pages(of_values), *uploads));
+    }
+    call.sequences.push_back(coded);
   }
+  return call;
+}
+
+kernels::AttentionProblem LayerAttention::Impl::problem() const {
   kernels::AttentionProblem p;
-  p.batch = static_cast<int>(count);
-  p.kv_heads = impl.options.kv_heads;
-  p.group = impl.options.group;
-  p.dim = impl.keys->dim;
-  p.softmax_scale = impl.options.softmax_scale;
-  p.keys = impl.keys->space;
-  p.values = impl.values->space;
-  p.rotation = impl.rotates ? &impl.rotation : nullptr;
-  p.page_tokens = impl.options.page_tokens;
-  p.exact_type = impl.options.exact == ExactNumbers::kFloat32   ? kernels::ExactType::kFloat32
-                 : impl.options.exact == ExactNumbers::kFloat16 ? kernels::ExactType::kFloat16
-                                                                : kernels::ExactType::kBFloat16;
-  p.sequences = coded.data();
+  p.kv_heads = options.kv_heads;
+  p.group = options.group;
+  p.dim = keys->dim;
+  p.softmax_scale = options.softmax_scale;
+  p.keys = keys->space;
+  p.values = values->space;
+  p.rotation = rotates ? &rotation : nullptr;
+  p.page_tokens = options.page_tokens;
+  p.exact_type = options.exact == ExactNumbers::kFloat32   ? kernels::ExactType::kFloat32
+                 : options.exact == ExactNumbers::kFloat16 ? kernels::ExactType::kFloat16
+                                                           : kernels::ExactType::kBFloat16;
+  p.threads = options.threads;
+  return p;
+}
+
+void LayerAttention::attend(const std::vector<Sequence>& sequences,
+                            const float* queries,
+                            float* out,
+                            AttentionScratch& scratch,
+                            float* log_sums,
+                            void* stream) const {
+  kernels::AttentionProblem p = impl_->problem();
+  p.batch = static_cast<int>(sequences.size());
   p.queries = queries;
   p.out = out;
   p.log_sums = log_sums;
-  p.threads = impl.options.threads;
+  if (impl_->device) {
+    const detail::UseDevice use(impl_->device->device());
+    detail::DeviceScratch& on_device = detail::device_scratch(scratch);
+    const detail::Uploads::Session session(on_device.uploads, static_cast<kernels::Stream>(stream));
+    detail::AttentionCall call = impl_->collect(sequences, &on_device.uploads);
+    impl_->device->attend(p, call, on_device, static_cast<kernels::Stream>(stream));
+    return;
+  }
+  detail::AttentionCall call = impl_->collect(sequences, nullptr);
+  call.point_to(call.pages.data(), call.exact.data(), call.left_out.data(), call.own.data());
+  p.sequences = call.sequences.data();
   const std::size_t bytes = kernels::cpu::attention_workspace_bytes(p);
   try {
     if (scratch.memory.size() < bytes) scratch.memory.resize(bytes);

@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "core/levels.h"
+#include "core/size_of.h"
 #include "core/trellis.h"
 #include "core/weight_solver.h"
 #include "kernels/packing/packing.h"
@@ -18,6 +19,7 @@
 
 namespace lexico {
 
+using detail::size_of;
 using detail::throw_if_failed;
 using detail::throw_invalid;
 
@@ -27,10 +29,6 @@ constexpr std::int64_t kBlock = 1024;  // vectors encoded at a time
 constexpr int kCountBits = 16, kInt16Bits = 16, kE4m3Bits = 8;
 constexpr float kE4m3Max = 448.0f;
 constexpr int kMaxFormatAtoms = 4096;
-
-std::size_t size_of(std::int64_t a, std::int64_t b = 1, std::int64_t c = 1) {
-  return static_cast<std::size_t>(a * b * c);
-}
 
 void check_range(const char* field, std::int64_t value, std::int64_t low, std::int64_t high) {
   if (value < low || value > high)

@@ -11,11 +11,13 @@
 #include "check.h"
 #include "core/compressed_cache_impl.h"
 #include "core/half.h"
+#include "core/size_of.h"
 
 namespace lexico {
 
 using detail::CacheCoder;
 using detail::CacheLayer;
+using detail::size_of;
 using detail::throw_invalid;
 
 namespace {
@@ -23,10 +25,6 @@ namespace {
 constexpr std::int64_t kMostPositions = std::int64_t{1} << 24;
 constexpr std::int64_t kPieceVectors = 8192;  // gathered and encoded at a time
 constexpr std::int64_t kAdaptiveBlock = 64;   // tokens
-
-std::size_t size_of(std::int64_t a, std::int64_t b = 1, std::int64_t c = 1) {
-  return static_cast<std::size_t>(a * b * c);
-}
 
 void check_range(const char* what, std::int64_t value, std::int64_t low, std::int64_t high) {
   if (value < low || value > high)
@@ -219,6 +217,11 @@ CompressedCache::Impl::Impl(DictionarySet dictionaries,
     rope = Rope::parse(text->second, "rope of the dictionaries: ", shape.head_dim, shape.layers);
     rotates = rope.rotates();
   }
+  if (options.device != "cpu") {
+    device = detail::device_of(options.device);
+    exact_pool = std::make_shared<detail::DevicePool>(exact_bytes());
+    kept_pool = std::make_shared<detail::DevicePool>(2 * size_of(shape.kv_heads) * number_row());
+  }
   layers.resize(size_of(shape.layers));
   for (int layer = 0; layer < shape.layers; ++layer) make_layer(layer);
 }
@@ -228,7 +231,7 @@ Encoder* CompressedCache::Impl::encoder_for(int max_atoms, float tolerance) {
   std::unique_ptr<Encoder>& encoder = encoders[{max_atoms, tolerance}];
   if (!encoder)
     encoder = std::make_unique<Encoder>(
-        EncodeOptions{max_atoms, tolerance, options.selection, options.threads, "cpu"});
+        EncodeOptions{max_atoms, tolerance, options.selection, options.threads, options.device});
   return encoder.get();
 }
 
@@ -301,6 +304,8 @@ void CompressedCache::Impl::make_layer(int layer) {
   a.exact = options.exact;
   a.own_atoms = options.adaptive_atoms;
   a.threads = options.threads;
+  a.device = options.device;
+  a.half_tables = options.half_tables;
   try {
     to.attention = std::make_unique<LayerAttention>(used[0], used[1], a, set.key_stage, rope);
   } catch (const InvalidArgument& error) {
@@ -338,7 +343,8 @@ CompressedCache::Impl::Sequence& CompressedCache::Impl::sequence(int number) con
 CacheLayer CompressedCache::Impl::empty_layer(int layer) const {
   const Layer& of = layers[size_of(layer)];
   CacheLayer empty{{of.attention->coded_keys(), of.attention->coded_values()}, {}, 0, 0, 0, {}, {}};
-  empty.exact.resize(exact_bytes());
+  empty.exact =
+      detail::MirroredBytes(2 * size_of(shape.kv_heads), size_of(exact_slots()) * number_row());
   for (std::size_t kind = 0; kind < 2; ++kind) empty.joined[kind].resize(of.coders[kind].size());
   return empty;
 }
@@ -610,7 +616,7 @@ void CompressedCache::Impl::add_codes(const std::vector<Due>& all_due,
     for (std::int64_t t = 0; t < due.tokens(); ++t) {
       if (due.not_finite[size_of(t)] == 0) continue;
       auto numbers =
-          std::make_shared<std::vector<std::uint8_t>>(2 * size_of(shape.kv_heads) * number_row());
+          std::make_shared<detail::MirroredBytes>(2 * size_of(shape.kv_heads), number_row());
       std::uint8_t* keys = numbers->data();
       std::uint8_t* values = keys + size_of(shape.kv_heads) * number_row();
       std::int64_t counted = 0;  // when it was gathered
@@ -712,6 +718,7 @@ void CompressedCache::Impl::append(int layer, const std::vector<NewTokens>& batc
       std::uint8_t* keys = state.exact.data() + exact_at(0, 0, slot);
       std::uint8_t* values = state.exact.data() + exact_at(1, 0, slot);
       store_new(*plan.source, token, keys, values, head_bytes, pending.exact_saturated);
+      state.exact.touch(size_of(slot) * number_row(), size_of(slot + 1) * number_row());
     };
     for (std::int64_t t = 0; t < plan.to_sinks; ++t) store(t, state.sinks++);
     if (plan.from_ring > 0) state.ring_start = (state.ring_start + plan.from_ring) % ring;
@@ -747,12 +754,16 @@ void CompressedCache::append(int layer,
 
 // ---- reading -----------------------------------------------------------------------------------
 
-std::vector<ExactTokens> CompressedCache::Impl::exact_runs(const CacheLayer& state) const {
+// `uploads`: nullptr for the CPU.
+std::vector<ExactTokens> CompressedCache::Impl::exact_runs(CacheLayer& state,
+                                                           detail::Uploads* uploads) const {
+  const std::uint8_t* const base =
+      uploads == nullptr ? state.exact.data() : state.exact.on_device(exact_pool, *uploads);
   std::vector<ExactTokens> runs;
   const auto add = [&](std::int64_t slot, std::int64_t tokens) {
     if (tokens > 0)
-      runs.push_back({state.exact.data() + exact_at(0, 0, slot),
-                      state.exact.data() + exact_at(1, 0, slot),
+      runs.push_back({base + exact_at(0, 0, slot),
+                      base + exact_at(1, 0, slot),
                       exact_slots() * shape.head_dim,
                       static_cast<int>(tokens)});
   };
@@ -760,11 +771,11 @@ std::vector<ExactTokens> CompressedCache::Impl::exact_runs(const CacheLayer& sta
   const std::int64_t to_end = std::min(state.ring_count, ring - state.ring_start);
   add(options.sink_tokens + state.ring_start, to_end);
   add(options.sink_tokens, state.ring_count - to_end);
-  for (const detail::KeptToken& token : state.kept)
-    runs.push_back({token.numbers->data(),
-                    token.numbers->data() + size_of(shape.kv_heads) * number_row(),
-                    shape.head_dim,
-                    1});
+  for (const detail::KeptToken& token : state.kept) {
+    const std::uint8_t* const numbers =
+        uploads == nullptr ? token.numbers->data() : token.numbers->on_device(kept_pool, *uploads);
+    runs.push_back({numbers, numbers + size_of(shape.kv_heads) * number_row(), shape.head_dim, 1});
+  }
   return runs;
 }
 
@@ -772,22 +783,32 @@ void CompressedCache::attend(int layer,
                              const std::vector<int>& sequences,
                              const float* queries,
                              float* out,
-                             float* log_sums) {
+                             float* log_sums,
+                             void* stream) {
   Impl& impl = *impl_;
   impl.check_layer(layer);
   with_memory("attend", [&] {
+    std::optional<detail::UseDevice> use;
+    std::optional<detail::Uploads::Session> session;
+    detail::Uploads* uploads = nullptr;
+    if (impl.device >= 0) {
+      use.emplace(impl.device);
+      uploads = &detail::device_scratch(impl.scratch).uploads;
+      session.emplace(*uploads, static_cast<kernels::Stream>(stream));
+    }
     std::vector<LayerAttention::Sequence> all;
     for (const int number : sequences) {
-      const CacheLayer& state = impl.sequence(number)[size_of(layer)];
+      CacheLayer& state = impl.sequence(number)[size_of(layer)];
       LayerAttention::Sequence s;
       s.keys = &state.coded[0];
       s.values = &state.coded[1];
       s.first_position = impl.options.sink_tokens;
-      s.exact = impl.exact_runs(state);
+      s.exact = impl.exact_runs(state, uploads);
       for (const detail::KeptToken& token : state.kept) s.left_out.push_back(token.coded_index);
       all.push_back(std::move(s));
     }
-    impl.layers[size_of(layer)].attention->attend(all, queries, out, impl.scratch, log_sums);
+    impl.layers[size_of(layer)].attention->attend(
+        all, queries, out, impl.scratch, log_sums, stream);
   });
 }
 

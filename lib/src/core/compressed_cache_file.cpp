@@ -12,19 +12,19 @@
 #include "core/compressed_cache_impl.h"
 #include "core/half.h"
 #include "core/json_fields.h"
+#include "core/size_of.h"
 #include "lexico/files.h"
 
 namespace lexico {
 
 using detail::CacheLayer;
 using detail::JsonFields;
+using detail::size_of;
 using Json = nlohmann::json;
 
 namespace {
 
 constexpr std::string_view kMagic = "lexico-cache 1\n";
-
-std::size_t size_of(std::int64_t count) { return static_cast<std::size_t>(count); }
 
 // CRC-64 with the reflected ECMA-182 polynomial (as in xz), 8 bytes at a time.
 class Checksum {
@@ -324,10 +324,10 @@ int CompressedCache::load(const std::string& path) {
         if (!index.is_number_integer() || index.get<std::int64_t>() < least ||
             index.get<std::int64_t>() >= coded)
           of.refuse("kept", "ascending coded tokens");
-        const std::uint8_t* numbers = reader.take(token_bytes);
-        state.kept.push_back(
-            {index.get<std::int64_t>(),
-             std::make_shared<const std::vector<std::uint8_t>>(numbers, numbers + token_bytes)});
+        auto numbers = std::make_shared<detail::MirroredBytes>(2 * size_of(impl.shape.kv_heads),
+                                                               impl.number_row());
+        std::memcpy(numbers->data(), reader.take(token_bytes), token_bytes);
+        state.kept.push_back({index.get<std::int64_t>(), std::move(numbers)});
         least = state.kept.back().coded_index + 1;
       }
     }

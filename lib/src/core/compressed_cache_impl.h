@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/attention_impl.h"
 #include "lexico/compressed_cache.h"
 
 namespace lexico {
@@ -51,13 +52,13 @@ struct CacheCoder {
 /// A token with a NaN or Inf.
 struct KeptToken {
   std::int64_t coded_index = 0;
-  std::shared_ptr<const std::vector<std::uint8_t>> numbers;  ///< [keys and values, kv_heads, dim]
+  std::shared_ptr<MirroredBytes> numbers;  ///< [keys and values, kv_heads, dim]; stays as it is
 };
 
 /// One layer of one sequence: sinks, then coded tokens, then those in the ring.
 struct CacheLayer {
   std::array<CodedVectors, 2> coded;  ///< keys, values
-  std::vector<std::uint8_t> exact;    ///< [keys and values, kv_heads, sink_tokens + ring, dim]
+  MirroredBytes exact;                ///< [keys and values, kv_heads, sink_tokens + ring, dim]
   std::int64_t sinks = 0, ring_start = 0, ring_count = 0;
   std::vector<KeptToken> kept;
   /// Coded index of the token that brought each own atom: of each dictionary.
@@ -81,6 +82,8 @@ struct CompressedCache::Impl {
   detail::ExactCoder exact{ExactNumbers::kFloat16};
   std::int64_t ring = 0;  // tokens
   AttentionScratch scratch;
+  int device = -1;                                            // -1: the CPU
+  std::shared_ptr<detail::DevicePool> exact_pool, kept_pool;  // on the device
 
   struct Layer {
     std::array<std::vector<detail::CacheCoder>, 2> coders;  // one, or one for each KV head
@@ -173,7 +176,7 @@ struct CompressedCache::Impl {
                  std::int64_t& not_finite);
 
   detail::CacheLayer empty_layer(int layer) const;
-  std::vector<ExactTokens> exact_runs(const detail::CacheLayer& state) const;
+  std::vector<ExactTokens> exact_runs(detail::CacheLayer& state, detail::Uploads* uploads) const;
   void decode_coded(int layer,
                     const detail::CacheLayer& state,
                     int kind,

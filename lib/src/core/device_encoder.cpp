@@ -1,10 +1,9 @@
-#include "device_encoder.h"
+#include "core/device_encoder.h"
 
 #include <algorithm>
-#include <charconv>
 
 #include "check.h"
-#include "kernels/memory/memory.h"
+#include "core/size_of.h"
 
 namespace lexico::detail {
 namespace {
@@ -12,39 +11,12 @@ namespace {
 using kernels::Status;
 namespace cuda = kernels::cuda;
 
-std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
-
 // Bytes of one signal, its codes included.
 std::size_t bytes_of_signal(const kernels::PursuitProblem& p) {
-  return size(p.dim) * 4 + size(p.max_atoms) * (p.curve == nullptr ? 8 : 12) + 12;
+  return size_of(p.dim) * 4 + size_of(p.max_atoms) * (p.curve == nullptr ? 8 : 12) + 12;
 }
 
 }  // namespace
-
-int device_of(const std::string& name) {
-  int device = 0;
-  if (name != "cuda") {
-    const bool named = name.starts_with("cuda:");
-    const char* const end = name.data() + name.size();
-    const auto [stop, error] = std::from_chars(name.data() + (named ? 5 : 0), end, device);
-    if (!named || error != std::errc() || stop != end || device < 0)
-      throw_invalid("device is '", name, "', must be cpu, cuda or cuda:N");
-  }
-  const int count = cuda::device_count();
-  if (device >= count) {
-    throw_invalid("device is '",
-                  name,
-                  "', but ",
-                  count == 0 ? "no" : std::to_string(count),
-                  count == 1 ? " CUDA device is" : " CUDA devices are",
-                  " here, or this build has no CUDA backend");
-  }
-  return device;
-}
-
-DeviceEncoder::~DeviceEncoder() {
-  if (memory_ != nullptr) cuda::release(memory_);
-}
 
 std::int64_t DeviceEncoder::most_signals(const kernels::PursuitProblem& p) const {
   constexpr std::size_t kMostBytes = std::size_t{512}
@@ -60,18 +32,17 @@ DeviceEncoder::Layout DeviceEncoder::layout(const kernels::PursuitProblem& p,
   part.num_dictionaries = piece.dictionaries;
   part.num_signals = piece.signals;
   Layout l{};
-  throw_if_failed(cuda::use_device(device_), "encode");
   throw_if_failed(cuda::plan_pursuit(part, cuda::PursuitPath::kAuto, &l.plan), "encode");
   const auto take = [&](std::size_t bytes) {
     const std::size_t at = l.total;
     l.total += (bytes + 255) / 256 * 256;
     return at;
   };
-  const std::size_t signals = size(piece.dictionaries * piece.signals),
-                    slots = signals * size(p.max_atoms);
+  const std::size_t signals = size_of(piece.dictionaries * piece.signals),
+                    slots = signals * size_of(p.max_atoms);
   l.workspace = take(l.plan.workspace_bytes);
-  l.atoms = take(size(piece.dictionaries) * size(p.num_atoms) * size(p.dim) * 4);
-  l.signals = take(signals * size(p.dim) * 4);
+  l.atoms = take(size_of(piece.dictionaries) * size_of(p.num_atoms) * size_of(p.dim) * 4);
+  l.signals = take(signals * size_of(p.dim) * 4);
   l.budgets = take(p.budgets == nullptr ? 0 : signals * 4);
   l.indices = take(slots * 4);
   l.weights = take(slots * 4);
@@ -82,6 +53,7 @@ DeviceEncoder::Layout DeviceEncoder::layout(const kernels::PursuitProblem& p,
 }
 
 std::size_t DeviceEncoder::device_bytes(const kernels::PursuitProblem& p) const {
+  const UseDevice use(device_);
   const std::int64_t most = most_signals(p);
   Piece piece{0, 0, 1, std::min(p.num_signals, most)};
   if (p.num_signals <= most)
@@ -98,32 +70,23 @@ Status DeviceEncoder::run(const kernels::PursuitProblem& p, const Piece& piece) 
   if (!same) {
     first_dictionary_ = -1;
     layout_ = layout(p, piece);
-    if (layout_.total > memory_bytes_) {
-      if (memory_ != nullptr) cuda::release(memory_);
-      memory_ = nullptr;
-      memory_bytes_ = 0;
-      const Status status = cuda::allocate(&memory_, layout_.total);
-      if (!status.ok()) {
-        memory_ = nullptr;
-        return status;
-      }
-      memory_bytes_ = layout_.total;
-    }
+    const Status status = memory_.reserve(layout_.total);
+    if (!status.ok()) return status;
   }
-  char* const base = static_cast<char*>(memory_);
+  char* const base = memory_.data();
   const auto at = [&](std::size_t offset) { return static_cast<void*>(base + offset); };
-  const std::size_t first = size(piece.first_dictionary * p.num_signals + piece.first_signal),
-                    signals = size(piece.dictionaries * piece.signals), s = size(p.max_atoms),
-                    row = size(p.num_atoms) * size(p.dim);
+  const std::size_t first = size_of(piece.first_dictionary * p.num_signals + piece.first_signal),
+                    signals = size_of(piece.dictionaries * piece.signals), s = size_of(p.max_atoms),
+                    row = size_of(p.num_atoms) * size_of(p.dim);
   Status status;
   const auto copy = [&](void* to, const void* from, std::size_t bytes) {
     if (status.ok()) status = cuda::copy(to, from, bytes, nullptr);
   };
   if (!same)
     copy(at(layout_.atoms),
-         p.atoms + size(piece.first_dictionary) * row,
-         size(piece.dictionaries) * row * 4);
-  copy(at(layout_.signals), p.signals + first * size(p.dim), signals * size(p.dim) * 4);
+         p.atoms + size_of(piece.first_dictionary) * row,
+         size_of(piece.dictionaries) * row * 4);
+  copy(at(layout_.signals), p.signals + first * size_of(p.dim), signals * size_of(p.dim) * 4);
   if (p.budgets != nullptr) copy(at(layout_.budgets), p.budgets + first, signals * 4);
 
   kernels::PursuitProblem part = p;
@@ -158,7 +121,7 @@ Status DeviceEncoder::run(const kernels::PursuitProblem& p, const Piece& piece) 
 }
 
 void DeviceEncoder::encode(const kernels::PursuitProblem& p) {
-  throw_if_failed(cuda::use_device(device_), "encode");
+  const UseDevice use(device_);
   Piece piece{0, 0, 1, 0};
   while (piece.first_dictionary < p.num_dictionaries) {
     const std::int64_t most = most_signals(p);

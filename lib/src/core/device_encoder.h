@@ -2,22 +2,15 @@
 // Encoding on a GPU from and to host memory, in pieces that fit there.
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
+#include "core/device_memory.h"
 #include "kernels/pursuit/pursuit.h"
 
 namespace lexico::detail {
 
-/// Number of the device that "cuda" or "cuda:N" names.
-/// @throws InvalidArgument naming the text if it is no such name, or there is no such device.
-int device_of(const std::string& name);
-
 class DeviceEncoder {
  public:
   explicit DeviceEncoder(int device) : device_(device) {}
-  ~DeviceEncoder();
-  DeviceEncoder(const DeviceEncoder&) = delete;
-  DeviceEncoder& operator=(const DeviceEncoder&) = delete;
 
   /// The atoms changed.
   void forget_atoms() { first_dictionary_ = -1; }
@@ -46,8 +39,7 @@ class DeviceEncoder {
 
   int device_;
   std::int64_t limit_ = 0;  // signals of a piece that memory was short for, halved; 0: none yet
-  void* memory_ = nullptr;
-  std::size_t memory_bytes_ = 0;
+  DeviceBuffer memory_;
   // What is in it: atoms of these dictionaries, prepared for pieces of up to so many signals.
   std::int64_t first_dictionary_ = -1, planned_signals_ = 0;
   int dictionaries_ = 0;

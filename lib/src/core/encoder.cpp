@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include "check.h"
-#include "device_encoder.h"
+#include "core/device_encoder.h"
 #include "kernels/memory/memory.h"
 #include "kernels/pursuit/pursuit.h"
 

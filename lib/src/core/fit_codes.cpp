@@ -10,11 +10,13 @@
 
 #include "check.h"
 #include "core/levels.h"
+#include "core/size_of.h"
 #include "core/trellis.h"
 #include "core/weight_solver.h"
 
 namespace lexico {
 
+using detail::size_of;
 using detail::throw_invalid;
 
 namespace {
@@ -26,10 +28,6 @@ constexpr std::int64_t kTrellisRows = 8192;  // of a group that trellis levels a
 constexpr double kNoBits = -1;
 
 using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-std::size_t size_of(std::int64_t a, std::int64_t b = 1, std::int64_t c = 1) {
-  return static_cast<std::size_t>(a * b * c);
-}
 
 // Mean squared error of 8-state trellis codes over that of scalar levels of the same bits, for a
 // Gaussian: what the allocation of bits needs to know before any levels are learned.

@@ -176,6 +176,24 @@ cudaError_t cudaMemcpyAsync(
   });
   return said(failed_kernel());
 }
+cudaError_t cudaMemcpy2DAsync(void* to,
+                              std::size_t to_pitch,
+                              const void* from,
+                              std::size_t from_pitch,
+                              std::size_t width,
+                              std::size_t height,
+                              cudaMemcpyKind,
+                              cudaStream_t stream) {
+  if (!is_stream(stream)) return said(cudaErrorInvalidResourceHandle);
+  if (width > to_pitch || width > from_pitch) return said(cudaErrorInvalidValue);
+  queue().work.push_back([=] {
+    for (std::size_t row = 0; row < height; ++row)
+      std::memmove(static_cast<char*>(to) + row * to_pitch,
+                   static_cast<const char*>(from) + row * from_pitch,
+                   width);
+  });
+  return said(failed_kernel());
+}
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
   if (!is_stream(stream)) return said(cudaErrorInvalidResourceHandle);
   queue().work.push_back([=] {
