@@ -1,7 +1,10 @@
 // torch.ops.lexico.* and torch.classes.lexico.CompressedCache: the core library for PyTorch
 // (docs/pytorch.md). The only file that sees both; shapes, types and devices are checked here.
+// Tensors are of the CPU or of a CUDA device, where work goes on torch's current stream.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -13,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/pursuit/pursuit.h"
 #include "lexico/attention.h"
 #include "lexico/compressed_cache.h"
 #include "lexico/dictionary.h"
@@ -49,19 +53,34 @@ int as_int(std::int64_t value, const char* name) {
   return static_cast<int>(value);
 }
 
-void check_cpu(const Tensor& tensor, const char* name) {
-  TORCH_CHECK_VALUE(
-      tensor.is_cpu(),
-      "lexico: ",
-      name,
-      " is on ",
-      tensor.device(),
-      "; this build of liblexico_torch has the CPU backend only: move it with .cpu()");
+void check_device(const Tensor& tensor, const char* name, const at::Device& device) {
+  TORCH_CHECK_VALUE(tensor.is_cpu() || tensor.is_cuda(),
+                    "lexico: ",
+                    name,
+                    " is on ",
+                    tensor.device(),
+                    ", must be on the CPU or a CUDA device: move it with .cpu()");
+  TORCH_CHECK_VALUE(tensor.device() == device,
+                    "lexico: ",
+                    name,
+                    " is on ",
+                    tensor.device(),
+                    ", must be on ",
+                    device);
+}
+
+void* stream_of(const at::Device& device) {
+  return device.is_cpu()
+             ? nullptr
+             : c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
 }
 
 // fp32 and contiguous; rank -1: any above 0.
-Tensor floats(const Tensor& tensor, const char* name, std::int64_t rank = -1) {
-  check_cpu(tensor, name);
+Tensor floats(const Tensor& tensor,
+              const char* name,
+              const at::Device& device,
+              std::int64_t rank = -1) {
+  check_device(tensor, name, device);
   const auto type = tensor.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
                    "lexico: ",
@@ -81,8 +100,11 @@ Tensor floats(const Tensor& tensor, const char* name, std::int64_t rank = -1) {
   return tensor.detach().to(at::kFloat).contiguous();
 }
 
-Tensor indices_of(const Tensor& tensor, const char* name, std::int64_t num_atoms) {
-  check_cpu(tensor, name);
+Tensor indices_of(const Tensor& tensor,
+                  const char* name,
+                  const at::Device& device,
+                  std::int64_t num_atoms) {
+  check_device(tensor, name, device);
   const auto type = tensor.scalar_type();
   TORCH_CHECK_TYPE(type == at::kInt || type == at::kLong,
                    "lexico: ",
@@ -109,8 +131,8 @@ Tensor indices_of(const Tensor& tensor, const char* name, std::int64_t num_atoms
   return tensor.to(at::kInt).contiguous();
 }
 
-Tensor atoms_of(const Tensor& tensor, const char* name) {
-  const Tensor atoms = floats(tensor, name, 2);
+Tensor atoms_of(const Tensor& tensor, const char* name, const at::Device& device) {
+  const Tensor atoms = floats(tensor, name, device, 2);
   TORCH_CHECK_VALUE(atoms.numel() > 0,
                     "lexico: ",
                     name,
@@ -137,13 +159,58 @@ std::vector<std::int64_t> with_last(const Tensor& like, std::int64_t last) {
   return sizes;
 }
 
+void check(const lexico::kernels::Status& status) {
+  TORCH_CHECK(status.ok(), "lexico: ", status.what);
+}
+
+// Vectors [rows, dim] and atoms of a CUDA device.
+std::tuple<Tensor, Tensor, Tensor> encode_on_device(const Tensor& x,
+                                                    const Tensor& d,
+                                                    const lexico::EncodeOptions& options) {
+  namespace kernels = lexico::kernels;
+  const c10::DeviceGuard guard(x.device());
+  const std::int64_t rows = x.numel() / x.size(-1);
+  Tensor indices = at::empty(with_last(x, options.max_atoms), x.options().dtype(at::kInt));
+  Tensor weights = at::empty(with_last(x, options.max_atoms), x.options());
+  Tensor counts = at::empty(x.sizes().slice(0, static_cast<std::size_t>(x.dim() - 1)),
+                            x.options().dtype(at::kInt));
+  Tensor norms = at::empty({rows}, x.options());
+  if (rows == 0) return {indices, weights, counts};
+  kernels::PursuitProblem p;
+  p.num_dictionaries = 1;
+  p.num_signals = rows;
+  p.num_atoms = static_cast<int>(d.size(0));
+  p.dim = static_cast<int>(d.size(1));
+  p.max_atoms = options.max_atoms;
+  p.rule = options.selection.rule == lexico::Selection::Rule::kOls ? kernels::PursuitRule::kOls
+                                                                   : kernels::PursuitRule::kOmp;
+  p.candidates = options.selection.candidates;
+  p.relative_tolerance = options.relative_tolerance;
+  p.atoms = d.const_data_ptr<float>();
+  p.signals = x.const_data_ptr<float>();
+  p.indices = indices.mutable_data_ptr<std::int32_t>();
+  p.weights = weights.mutable_data_ptr<float>();
+  p.counts = counts.mutable_data_ptr<std::int32_t>();
+  p.residual_norms = norms.mutable_data_ptr<float>();
+  kernels::cuda::PursuitPlan plan;
+  check(kernels::cuda::plan_pursuit(p, kernels::cuda::PursuitPath::kAuto, &plan));
+  Tensor workspace =
+      at::empty({static_cast<std::int64_t>(plan.workspace_bytes)}, x.options().dtype(at::kByte));
+  check(kernels::cuda::pursuit(p,
+                               plan,
+                               workspace.mutable_data_ptr(),
+                               false,
+                               static_cast<kernels::Stream>(stream_of(x.device()))));
+  return {indices, weights, counts};
+}
+
 std::tuple<Tensor, Tensor, Tensor> encode(const Tensor& vectors,
                                           const Tensor& atoms,
                                           std::int64_t sparsity,
                                           double tolerance,
                                           const std::string& selection) {
-  const Tensor x = floats(vectors, "vectors");
-  const Tensor d = atoms_of(atoms, "atoms");
+  const Tensor x = floats(vectors, "vectors", vectors.device());
+  const Tensor d = atoms_of(atoms, "atoms", vectors.device());
   TORCH_CHECK_VALUE(x.size(-1) == d.size(1),
                     "lexico: vectors have shape ",
                     x.sizes(),
@@ -152,10 +219,17 @@ std::tuple<Tensor, Tensor, Tensor> encode(const Tensor& vectors,
                     ": the last dimensions must be equal");
   check_unit_rows(d);
   return translated([&] {
-    lexico::Encoder encoder({.max_atoms = as_int(sparsity, "sparsity"),
-                             .relative_tolerance = static_cast<float>(tolerance),
-                             .selection = lexico::Selection::from(selection),
-                             .threads = at::get_num_threads()});
+    const lexico::EncodeOptions options{.max_atoms = as_int(sparsity, "sparsity"),
+                                        .relative_tolerance = static_cast<float>(tolerance),
+                                        .selection = lexico::Selection::from(selection),
+                                        .threads = at::get_num_threads()};
+    lexico::Encoder encoder(options);  // it checks them
+    if (!x.is_cpu()) {
+      const std::int64_t most = std::min(d.size(0), d.size(1));
+      TORCH_CHECK_VALUE(
+          sparsity <= most, "lexico: sparsity is ", sparsity, ", must be in [1, ", most, "]");
+      return encode_on_device(x, d, options);
+    }
     encoder.set_atoms(
         d.const_data_ptr<float>(), 1, as_int(d.size(0), "num_atoms"), as_int(d.size(1), "dim"));
     const std::int64_t rows = x.numel() / x.size(-1);
@@ -183,13 +257,21 @@ void check_codes(const Tensor& indices, const Tensor& weights, const char* what)
 }
 
 Tensor decode(const Tensor& indices, const Tensor& weights, const Tensor& atoms) {
-  const Tensor d = atoms_of(atoms, "atoms");
-  const Tensor at_atoms = indices_of(indices, "indices", d.size(0));
-  const Tensor w = floats(weights, "weights");
+  const Tensor d = atoms_of(atoms, "atoms", weights.device());
+  const Tensor at_atoms = indices_of(indices, "indices", weights.device(), d.size(0));
+  const Tensor w = floats(weights, "weights", weights.device());
   check_codes(at_atoms, w, "");
   const std::int64_t sparsity = w.size(-1), dim = d.size(1);
-  Tensor out = at::zeros(with_last(w, dim), at::kFloat);
+  Tensor out = at::zeros(with_last(w, dim), w.options());
   const std::int64_t rows = out.numel() / dim;
+  if (!w.is_cpu()) {
+    for (std::int64_t slot = 0; slot < sparsity; ++slot) {
+      const Tensor of = at_atoms.select(-1, slot);
+      const Tensor rows_of = d.index_select(0, of.clamp_min(0).flatten()).view(out.sizes());
+      out.addcmul_(rows_of, (w.select(-1, slot) * (of >= 0)).unsqueeze(-1));
+    }
+    return out;
+  }
   const std::int32_t* index = at_atoms.const_data_ptr<std::int32_t>();
   const float* weight = w.const_data_ptr<float>();
   const float* atom = d.const_data_ptr<float>();
@@ -247,12 +329,15 @@ Tensor attend(const Tensor& queries,
               const std::optional<Tensor>& window_keys,
               const std::optional<Tensor>& window_values,
               std::optional<double> scale) {
-  const Tensor q = floats(queries, "queries", 3);
-  const Tensor kd = atoms_of(key_atoms, "key_atoms"), vd = atoms_of(value_atoms, "value_atoms");
-  const Tensor ki = indices_of(key_indices, "key_indices", kd.size(0)),
-               kw = floats(key_weights, "key_weights", 4);
-  const Tensor vi = indices_of(value_indices, "value_indices", vd.size(0)),
-               vw = floats(value_weights, "value_weights", 4);
+  const at::Device device = queries.device();
+  const Tensor q = floats(queries, "queries", device, 3);
+  const Tensor kd = atoms_of(key_atoms, "key_atoms", device),
+               vd = atoms_of(value_atoms, "value_atoms", device);
+  // Codes are packed by the CPU.
+  const Tensor ki = indices_of(key_indices, "key_indices", device, kd.size(0)).cpu(),
+               kw = floats(key_weights, "key_weights", device, 4).cpu();
+  const Tensor vi = indices_of(value_indices, "value_indices", device, vd.size(0)).cpu(),
+               vw = floats(value_weights, "value_weights", device, 4).cpu();
   check_codes(ki, kw, "key ");
   check_codes(vi, vw, "value ");
   const std::int64_t batch = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = kw.size(1),
@@ -284,7 +369,8 @@ Tensor attend(const Tensor& queries,
                     "lexico: window_keys and window_values come together");
   Tensor wk, wv;
   if (window_keys) {
-    wk = floats(*window_keys, "window_keys", 4), wv = floats(*window_values, "window_values", 4);
+    wk = floats(*window_keys, "window_keys", device, 4);
+    wv = floats(*window_values, "window_values", device, 4);
     TORCH_CHECK_VALUE(wk.sizes() == wv.sizes() && wk.size(0) == batch && wk.size(1) == kv_heads &&
                           wk.size(3) == dim,
                       "lexico: window_keys have shape ",
@@ -300,15 +386,16 @@ Tensor attend(const Tensor& queries,
                       "]");
   }
   return translated([&] {
-    const lexico::Dictionary keys = exact_dictionary(kd, lexico::Kind::kKeys, kw.size(3));
-    const lexico::Dictionary values = exact_dictionary(vd, lexico::Kind::kValues, vw.size(3));
+    const lexico::Dictionary keys = exact_dictionary(kd.cpu(), lexico::Kind::kKeys, kw.size(3));
+    const lexico::Dictionary values = exact_dictionary(vd.cpu(), lexico::Kind::kValues, vw.size(3));
     const lexico::LayerAttention attention({&keys},
                                            {&values},
                                            {.kv_heads = as_int(kv_heads, "kv_heads"),
                                             .group = as_int(heads / kv_heads, "group"),
                                             .softmax_scale = static_cast<float>(scale.value_or(0)),
                                             .page_tokens = tokens < 1024 ? 64 : 1024,
-                                            .threads = at::get_num_threads()});
+                                            .threads = at::get_num_threads(),
+                                            .device = device.str()});
     std::vector<lexico::CodedVectors> coded;
     coded.reserve(static_cast<std::size_t>(2 * batch));
     std::vector<lexico::LayerAttention::Sequence> sequences;
@@ -330,8 +417,12 @@ Tensor attend(const Tensor& queries,
     Tensor out = at::zeros_like(q);
     lexico::AttentionScratch scratch;
     if (batch > 0)
-      attention.attend(
-          sequences, q.const_data_ptr<float>(), out.mutable_data_ptr<float>(), scratch);
+      attention.attend(sequences,
+                       q.const_data_ptr<float>(),
+                       out.mutable_data_ptr<float>(),
+                       scratch,
+                       nullptr,
+                       stream_of(device));
     return out;
   });
 }
@@ -384,7 +475,7 @@ class Cache : public torch::CustomClassHolder {
   Cache(lexico::DictionarySet dictionaries,
         const lexico::CacheShape& shape,
         const lexico::CacheOptions& options)
-      : cache_(std::move(dictionaries), shape, options) {}
+      : cache_(std::move(dictionaries), shape, options), device_(options.device) {}
 
  private:
   template <typename Call>
@@ -422,7 +513,9 @@ class Cache : public torch::CustomClassHolder {
               const std::vector<std::int64_t>& sequences,
               const Tensor& keys,
               const Tensor& values) {
-    const Tensor k = floats(keys, "keys", 4), v = floats(values, "values", 4);
+    // The host compresses, or brings what is due to the device.
+    const Tensor k = floats(keys, "keys", keys.device(), 4).cpu(),
+                 v = floats(values, "values", keys.device(), 4).cpu();
     const auto& shape = cache_.shape();
     const auto batch = static_cast<std::int64_t>(sequences.size());
     TORCH_CHECK_VALUE(k.sizes() == v.sizes() && k.size(0) == batch && k.size(1) == shape.kv_heads &&
@@ -453,7 +546,7 @@ class Cache : public torch::CustomClassHolder {
   std::tuple<Tensor, Tensor> attend(std::int64_t layer,
                                     const std::vector<std::int64_t>& sequences,
                                     const Tensor& queries) {
-    const Tensor q = floats(queries, "queries", 3);
+    const Tensor q = floats(queries, "queries", device_, 3);
     const auto& shape = cache_.shape();
     const std::int64_t heads = std::int64_t{shape.kv_heads} * shape.group;
     TORCH_CHECK_VALUE(q.size(0) == static_cast<std::int64_t>(sequences.size()) &&
@@ -469,13 +562,14 @@ class Cache : public torch::CustomClassHolder {
                       "]");
     std::vector<int> of;
     for (const std::int64_t sequence : sequences) of.push_back(as_int(sequence, "sequence"));
-    Tensor out = at::empty_like(q), log_sums = at::empty({q.size(0), heads}, at::kFloat);
+    Tensor out = at::empty_like(q), log_sums = at::empty({q.size(0), heads}, q.options());
     locked([&] {
       cache_.attend(as_int(layer, "layer"),
                     of,
                     q.const_data_ptr<float>(),
                     out.mutable_data_ptr<float>(),
-                    log_sums.mutable_data_ptr<float>());
+                    log_sums.mutable_data_ptr<float>(),
+                    stream_of(device_));
     });
     return {out, log_sums};
   }
@@ -496,7 +590,7 @@ class Cache : public torch::CustomClassHolder {
                          keys.mutable_data_ptr<float>(),
                          values.mutable_data_ptr<float>());
     });
-    return {keys.transpose(0, 1), values.transpose(0, 1)};
+    return {keys.transpose(0, 1).to(device_), values.transpose(0, 1).to(device_)};
   }
 
   std::int64_t bytes() {
@@ -531,6 +625,7 @@ class Cache : public torch::CustomClassHolder {
  private:
   std::mutex mutex_;
   lexico::CompressedCache cache_;
+  at::Device device_;  // with its number
 };
 
 c10::intrusive_ptr<Cache> make_cache(const std::string& dictionaries,
@@ -552,7 +647,8 @@ c10::intrusive_ptr<Cache> make_cache(const std::string& dictionaries,
                                      std::int64_t adaptive_atoms,
                                      std::int64_t page_tokens,
                                      std::int64_t max_bytes,
-                                     std::int64_t threads) {
+                                     std::int64_t threads,
+                                     const std::string& device) {
   return translated([&] {
     const lexico::CacheShape shape{.layers = as_int(layers, "layers"),
                                    .kv_heads = as_int(kv_heads, "kv_heads"),
@@ -574,6 +670,7 @@ c10::intrusive_ptr<Cache> make_cache(const std::string& dictionaries,
     TORCH_CHECK_VALUE(max_bytes >= 0, "lexico: max_bytes is ", max_bytes, ", must be at least 0");
     options.max_bytes = static_cast<std::size_t>(max_bytes);
     options.threads = threads == 0 ? at::get_num_threads() : as_int(threads, "threads");
+    options.device = device == "cuda" ? "cuda:0" : device;
     return c10::make_intrusive<Cache>(lexico::read_dictionaries(dictionaries), shape, options);
   });
 }
@@ -612,7 +709,8 @@ TORCH_LIBRARY(lexico, m) {
             arg("adaptive_atoms") = 64,
             arg("page_tokens") = 256,
             arg("max_bytes") = 0,
-            arg("threads") = 0})
+            arg("threads") = 0,
+            arg("device") = "cpu"})
       .def("add_sequence", &Cache::add_sequence)
       .def("fork", &Cache::fork)
       .def("remove", &Cache::remove)

@@ -1,5 +1,5 @@
 """Sparse coding of key-value caches for PyTorch: encode, decode, attend, CompressedCache, and LexicoCache for transformers
-(docs/pytorch.md). All of it runs on the CPU."""
+(docs/pytorch.md). Tensors are of the CPU, or of a GPU where the library was built with CUDA."""
 
 import os
 from pathlib import Path

@@ -48,6 +48,7 @@ class LexicoCache(Cache):
         page_tokens=256,
         max_bytes=0,
         threads=0,
+        device="cpu",
     ):
         """
         config: of the model. dictionaries: a run folder of lexico-train, or its dictionary.safetensors.
@@ -55,7 +56,8 @@ class LexicoCache(Cache):
         recent_window, compress_chunk, sink_tokens: which tokens stay exact, as numbers of the type `exact` ("float16",
         "bfloat16" or "float32"). *_sparsity, *_tolerance: of pursuit, a number or one for each layer; None: what the
         dictionaries say, and 0. adaptive_threshold: relative error above which a vector brings an atom of its own, 0: none do.
-        max_bytes: of the whole cache, 0: no bound. threads: 0: torch.get_num_threads().
+        max_bytes: of the whole cache, 0: no bound. threads: 0: torch.get_num_threads(). device: "cpu", "cuda" or "cuda:N", of
+        the model; on a GPU the codes are there as well as on the host.
 
         Raises ValueError that names what does not fit, RuntimeError if the dictionaries cannot be read.
         """
@@ -72,7 +74,8 @@ class LexicoCache(Cache):
             str(dictionaries), layers, kv_heads, heads // kv_heads, self.head_dim, 0, recent_window, compress_chunk, sink_tokens,
             _numbers(key_sparsity, int), _numbers(value_sparsity, int), _numbers(key_tolerance, float),
             _numbers(value_tolerance, float), selection, exact, float(adaptive_threshold), adaptive_atoms, page_tokens, max_bytes,
-            threads)  # fmt: skip
+            threads, str(device))  # fmt: skip
+        self._device = torch.device(device)
         self.sequences = []  # their numbers in `codes`, one for each row of the batch
         self._bytes_per_token = 2 * layers * kv_heads * self.head_dim
         super().__init__(layers=[LexicoLayer(self, index) for index in range(layers)])
@@ -211,8 +214,10 @@ class LexicoLayer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         """[batch, kv_heads, tokens, head_dim] each. Returns what attention takes."""
         cache = self._cache
-        if not key_states.is_cpu:
-            raise ValueError(f"lexico: keys are on {key_states.device}; this build has the CPU backend only")
+        if key_states.device.type != cache._device.type:
+            raise ValueError(
+                f"lexico: keys are on {key_states.device}, the cache is on {cache._device}: LexicoCache(..., device='{key_states.device}')"
+            )
         if self.waiting:
             raise RuntimeError(
                 f"lexico: layer {self._index} waits for the attention 'lexico', which this model does not call with what the cache "
@@ -237,7 +242,7 @@ class LexicoLayer(CacheLayerMixin):
         if self.get_seq_length() == 0:
             return keys, values
         past_keys, past_values = self._cache.reconstruct(self._index)
-        return torch.cat([past_keys.to(keys.dtype), keys], dim=2), torch.cat([past_values.to(values.dtype), values], dim=2)
+        return torch.cat([past_keys.to(keys), keys], dim=2), torch.cat([past_values.to(values), values], dim=2)
 
     def attend(self, module, query, key, value, mask, scaling, **kwargs):
         """Of the new tokens, which then join the cache."""
@@ -246,7 +251,7 @@ class LexicoLayer(CacheLayerMixin):
             out = self._attend_on_codes(query, key, value, scaling)
         else:
             if past > 0 and new > 1 and mask is None:
-                mask = torch.ones(new, past + new, dtype=torch.bool).tril(past)[None, None]
+                mask = _causal(past, new, query.device)[None, None]
             out, _ = sdpa_attention_forward(module, query, *self.with_past(key, value), mask, scaling=scaling, **kwargs)
         self.append(key, value)
         self.waiting = False
@@ -261,7 +266,7 @@ class LexicoLayer(CacheLayerMixin):
         grouped = query_.reshape(batch, kv_heads, -1, new, dim) * scaling
         scores = grouped @ key[:, :, None].transpose(-1, -2)
         if new > 1:
-            scores = scores.masked_fill(~torch.ones(new, new, dtype=torch.bool).tril(), -torch.inf)
+            scores = scores.masked_fill(~_causal(0, new, query.device), -torch.inf)
         own_sums = scores.logsumexp(-1).reshape(batch, heads, new).transpose(1, 2)
         own = (scores.softmax(-1) @ value[:, :, None]).reshape(batch, heads, new, dim).transpose(1, 2)
         queries = (query_ * (scaling * dim**0.5)).transpose(1, 2).reshape(batch * new, heads, dim)
@@ -277,13 +282,18 @@ def _numbers(given, kind):
     return [kind(number) for number in given] if isinstance(given, (list, tuple)) else [kind(given)]
 
 
+def _causal(past, new, device):
+    """What each of the new tokens sees: [new, past + new]."""
+    return torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+
+
 def _causal_and_whole(mask, past, new):
     """Whether every new token sees all of the past, itself and the new ones before it."""
     if mask is None:
         return True
     if mask.dtype != torch.bool or mask.shape[-2:] != (new, past + new):
         return False
-    return bool((mask == torch.ones(new, past + new, dtype=torch.bool).tril(past)).all())
+    return bool((mask == _causal(past, new, mask.device)).all())
 
 
 def lexico_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):

@@ -212,6 +212,9 @@ def test_the_class_says_what_is_wrong_and_stays_usable(dictionaries):
         make("absent")
     with pytest.raises(ValueError, match="recent_window"):
         make(dictionaries, window=-1)
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=f"device is '{device}'"):
+            lexico.CompressedCache(dictionaries, 2, 2, 2, 16, 0, 8, 1, 0, [4], [4], [], [], "omp", "float16", 0.0, 64, 256, 0, 0, device)
     with pytest.raises(ValueError, match="keys have 3 sparsities"):
         make(dictionaries, sparsity=(4, 4, 4))
     cache = make(dictionaries)
@@ -223,7 +226,7 @@ def test_the_class_says_what_is_wrong_and_stays_usable(dictionaries):
         cache.append(2, [row], good, good)
     with pytest.raises(ValueError, match="sequence"):
         cache.append(0, [row + 1], good, good)
-    with pytest.raises(ValueError, match="meta"):
+    with pytest.raises(ValueError, match="keys is on meta, must be on the CPU or a CUDA device"):
         cache.append(0, [row], good.to("meta"), good.to("meta"))
     with pytest.raises(ValueError, match=r"must be \[1, 4, 16\]"):
         cache.attend(0, [row], torch.randn(1, 2, 16))

@@ -11,4 +11,5 @@ if missing:
 import pytest  # noqa: E402
 
 sys.dont_write_bytecode = True
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-o", "markers=slow", *sys.argv[1:]]))
+status = pytest.main(["-q", "-rs", "-p", "no:cacheprovider", "-o", "markers=slow", *sys.argv[1:]])
+sys.exit(77 if status == pytest.ExitCode.NO_TESTS_COLLECTED else status)  # the whole file is skipped, and says why
