@@ -24,7 +24,8 @@ using Json = nlohmann::ordered_json;
 struct AttendConfig {
   std::vector<std::int64_t> context{1024, 4096, 16384, 32768};
   std::vector<int> sparsity{8};
-  std::string format = "packed", key_stage = "post_rope", cpu = "auto", clock = "wall";
+  std::string format = "packed", key_stage = "post_rope", cpu = "auto", clock = "wall",
+              device = "cpu";
   int batch = 1, kv_heads = 8, group = 4, dim = 128, num_atoms = 4096, window = 128;
   int threads = 0, repeats = 5, compress_chunk = 32;
   double least_ms = 20;
@@ -45,6 +46,9 @@ struct AttendConfig {
     visit("num_atoms", self.num_atoms, "atoms per dictionary (the paper's N)");
     visit("threads", self.threads, "threads; 0: all of the machine");
     visit("cpu", self.cpu, "speed level: auto (the best this CPU has), generic, avx2, avx512");
+    visit("device",
+          self.device,
+          "cpu, cuda or cuda:1; on a GPU a call ends when its result is there");
     visit("repeats", self.repeats, "rounds over all settings; the median counts");
     visit("least_ms", self.least_ms, "one round times a setting for at least so long");
     visit("clock",
@@ -95,6 +99,7 @@ Json to_json(const AttendConfig& config, const AttendCase& c) {
           {"num_atoms", config.num_atoms},
           {"threads", config.threads},
           {"clock", config.clock},
+          {"device", config.device},
           {"level", cpu_level()},
           {"layers", c.layers()},
           {"coded_bytes", c.coded_bytes()},
@@ -112,7 +117,8 @@ int attend(const AttendConfig& config) {
                     key_stage_from(config.key_stage),
                     config.threads,
                     config.seed,
-                    {}};
+                    {},
+                    config.device};
   const bool processor = config.clock == "processor";
   std::vector<AttendCase> cases;
   std::vector<CacheCase> caches;  // per sparsity, if appending is timed
@@ -146,8 +152,8 @@ int attend(const AttendConfig& config) {
     std::cout
         << config.key_stage << ", " << config.format << ", " << config.num_atoms
         << " atoms, window " << config.window << ", " << config.batch << " x " << config.kv_heads
-        << " KV heads of " << config.group << " x " << config.dim << ", level " << cpu_level()
-        << "\n\n"
+        << " KV heads of " << config.group << " x " << config.dim << ", "
+        << (config.device == "cpu" ? "level " + cpu_level() : config.device) << "\n\n"
         << " context   s   ms per token  fastest  slowest  appending   layer's codes  scratch\n";
   for (std::size_t i = 0; i < cases.size(); ++i) {
     const AttendCase& c = cases[i];

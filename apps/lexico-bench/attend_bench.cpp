@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <random>
+#include <utility>
 
 #include "lexico-bench/rounds.h"
 #include "lexico/attention.h"
+#include "lexico/device_array.h"
 
 namespace lexico::apps {
 
@@ -85,11 +88,32 @@ void append_random(CodedVectors& to,
   }
 }
 
+// On the host, or on a GPU.
+class Numbers {
+ public:
+  Numbers(std::vector<float> values, const std::string& device) {
+    if (device == "cpu") {
+      host_ = std::move(values);
+      return;
+    }
+    device_.emplace(device, values.size());
+    device_->write(values.data());
+  }
+  float* data() { return device_ ? device_->data() : host_.data(); }
+  void wait() const {
+    if (device_) device_->wait();
+  }
+
+ private:
+  std::vector<float> host_;
+  std::optional<DeviceArray> device_;
+};
+
 struct Layer {
   Dictionary keys, values;
   std::unique_ptr<LayerAttention> attention;
   std::vector<CodedVectors> coded;  // keys, values of each sequence
-  std::vector<float> window;
+  std::optional<Numbers> window;
   std::vector<LayerAttention::Sequence> sequences;
 };
 
@@ -99,7 +123,7 @@ struct AttendCase::Impl {
   std::int64_t context;
   int sparsity;
   std::vector<std::unique_ptr<Layer>> layers;
-  std::vector<float> queries, out;
+  std::optional<Numbers> queries, out;
   AttentionScratch scratch;
   std::size_t next = 0;
 };
@@ -113,6 +137,7 @@ AttendCase::AttendCase(const AttendBench& b, std::int64_t context, int sparsity)
   options.kv_heads = b.kv_heads;
   options.group = b.group;
   options.threads = b.threads;
+  options.device = b.device;
   const std::int64_t coded = std::max<std::int64_t>(0, context - b.window);
   const int window = static_cast<int>(context - coded);
   int layers = 1;
@@ -126,14 +151,15 @@ AttendCase::AttendCase(const AttendBench& b, std::int64_t context, int sparsity)
         options,
         b.key_stage,
         b.key_stage == KeyStage::kPreRope ? usual_rope(b.dim) : Rope{});
-    layer->window = normals(static_cast<std::size_t>(2 * b.kv_heads * window * b.dim), random);
+    layer->window.emplace(
+        normals(static_cast<std::size_t>(2 * b.kv_heads * window * b.dim), random), b.device);
     for (int n = 0; n < b.batch; ++n) {
       layer->coded.push_back(layer->attention->coded_keys());
       append_random(layer->coded.back(), layer->keys, coded, b.kv_heads, random);
       layer->coded.push_back(layer->attention->coded_values());
       append_random(layer->coded.back(), layer->values, coded, b.kv_heads, random);
     }
-    const float* exact = layer->window.data();
+    const float* exact = layer->window->data();
     for (std::size_t n = 0; n < layer->coded.size(); n += 2)
       layer->sequences.push_back({&layer->coded[n],
                                   &layer->coded[n + 1],
@@ -148,9 +174,9 @@ AttendCase::AttendCase(const AttendBench& b, std::int64_t context, int sparsity)
       layers = static_cast<int>(std::clamp(std::ceil(kBeyondCaches / bytes), 1.0, 32.0));
     }
   }
-  impl_->queries =
-      normals(static_cast<std::size_t>(b.batch * b.kv_heads * b.group * b.dim), random);
-  impl_->out.resize(impl_->queries.size());
+  const auto numbers = static_cast<std::size_t>(b.batch * b.kv_heads * b.group * b.dim);
+  impl_->queries.emplace(normals(numbers, random), b.device);
+  impl_->out.emplace(std::vector<float>(numbers), b.device);
   for (int i = 0; i < layers; ++i) time(0, false);  // warm
 }
 
@@ -161,7 +187,8 @@ double AttendCase::time(double least_ms, bool processor) {
   Impl& impl = *impl_;
   return ms_per_call(least_ms, processor, [&] {
     const Layer& layer = *impl.layers[impl.next++ % impl.layers.size()];
-    layer.attention->attend(layer.sequences, impl.queries.data(), impl.out.data(), impl.scratch);
+    layer.attention->attend(layer.sequences, impl.queries->data(), impl.out->data(), impl.scratch);
+    impl.out->wait();
   });
 }
 

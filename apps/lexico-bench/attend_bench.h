@@ -22,7 +22,8 @@ struct AttendBench {
   KeyStage key_stage = KeyStage::kPostRope;
   int threads = 0;
   std::uint64_t seed = 0;
-  Selection selection = {};  ///< of pursuit, where vectors are coded
+  Selection selection = {};    ///< of pursuit, where vectors are coded
+  std::string device = "cpu";  ///< that attends and compresses
 };
 
 /// Layers are as many as a large last-level cache does not hold, 32 at most as in a model.

@@ -40,6 +40,7 @@ CompressedCache make_cache(const AttendBench& b, int sparsity, int chunk) {
   options.compress_chunk = chunk;
   options.selection = b.selection;
   options.threads = b.threads;
+  options.device = b.device;
   return CompressedCache(std::move(set), shape, options);
 }
 

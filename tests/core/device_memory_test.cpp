@@ -7,6 +7,8 @@
 #include <numeric>
 #include <set>
 
+#include "lexico/device_array.h"
+#include "lexico/error.h"
 #include "support/device_memory.h"
 
 namespace lexico::detail {
@@ -105,6 +107,18 @@ TEST_F(DeviceMemory, MirrorTakesWhatWasTouched) {
   other.data()[7] = 254;
   EXPECT_EQ(copy(other), host(other));
   EXPECT_EQ(copy(bytes), host(bytes));
+}
+
+TEST_F(DeviceMemory, ArraysHoldWhatWasWritten) {
+  const std::vector<float> values{1, 2.5f, -3};
+  DeviceArray array("cuda", values.size()), other("cuda:0", 3);
+  array.write(values.data());
+  other.write(std::vector<float>(3, 7).data());
+  std::vector<float> found(3);
+  array.read(found.data());
+  EXPECT_EQ(found, values);
+  EXPECT_EQ(array.size(), 3u);
+  EXPECT_THROW(DeviceArray("cpu", 3), InvalidArgument);
 }
 
 }  // namespace
