@@ -792,7 +792,7 @@ Shapes shapes_of(const Call& c) {
   constexpr std::size_t kLeast = sizeof(float) << kTileCodeBits, kMost = 66 << 10;
   const auto tile_bytes = [&](bool halfs, bool shared) {
     const std::size_t row = halfs ? sizeof(Half4) : sizeof(float4);
-    return kWarps * sizeof(float4) + (shared ? sums : 0) + (levels ? kLeast : 0) +
+    return (kWarps + 1) * sizeof(float4) + (shared ? sums : 0) + (levels ? kLeast : 0) +
            static_cast<std::size_t>(c.p.value_tile_tokens) * row;
   };
   shapes.shared_sums = at_least(in_rows + sums, tile_bytes(true, true)) <= limit;

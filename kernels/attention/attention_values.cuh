@@ -138,13 +138,14 @@ __device__ inline void sum_tiles(
   using Row = std::conditional_t<kTiles == Tiles::kHalf, Half4, float4>;
   const AttentionSequence& s = c.p.sequences[g.b];
   const CodeLayout layout = layout_of(c.p.values, g.h);
-  const int thread = static_cast<int>(threadIdx.x), lane = lane_id(), warp = warp_id();
+  const int thread = static_cast<int>(threadIdx.x), lane = lane_id();
   const int tile_tokens = c.p.value_tile_tokens;
   const int rows = static_cast<int>(c.value_rows);  // there are no components
   const std::int64_t at = part_at(c, g.at, part);
 
   auto* scratch = reinterpret_cast<float4*>(dynamic_shared());  // [kWarps]
-  float4* rest = scratch + kWarps;
+  int* turns = reinterpret_cast<int*>(scratch + kWarps);        // [2], of a tile and the next
+  float4* rest = scratch + kWarps + 1;
   float4* const all_sums = c.sums + at * c.value_rows;
   float4* const sums = kShared ? rest : all_sums;  // [rows]
   if (kShared) rest += rows;
@@ -152,6 +153,8 @@ __device__ inline void sum_tiles(
   const Lookup<kWeights, Row> lookup = make_lookup<kWeights>(
       layout, tokens, reinterpret_cast<float*>(tokens + tile_tokens), level_floats);
   for (int n = thread; n < rows; n += kThreads) sums[n] = zero4();
+  if (thread < 2) turns[thread] = 0;
+  __syncthreads();
 
   float4 total = zero4();
   bool known = true;  // all atoms are
@@ -172,13 +175,15 @@ __device__ inline void sum_tiles(
         reinterpret_cast<const std::uint16_t*>(starts + (num_bundles + 1 + 3) / 4 * 4);
     const auto* steps = reinterpret_cast<const unsigned char*>(atoms + num_bundles * kTileLanes);
 
-    // Warps take turns with bundles there and back: they are sorted by length.
+    // Warps take bundles as they are done with others: an atom is in one, so it does not matter who
+    // has it.
     struct Bundle {
       int index, atom;
       std::uint32_t first, end;
     };
-    const auto bundle_of = [&](int turn) {
-      const int k = turn * kWarps + (turn % 2 == 0 ? warp : kWarps - 1 - warp);
+    int* const turn = turns + (tile & 1);
+    const auto take = [&] {
+      const int k = __shfl_sync(kWholeWarp, lane == 0 ? atomicAdd(turn, 1) : 0, 0);
       const int i = low + k % width + k / width * parts;
       if (i >= num_bundles) return Bundle{-1, kNoRow, 0, 0};
       return Bundle{
@@ -189,7 +194,7 @@ __device__ inline void sum_tiles(
       for (int b = lane * 128; b < bytes; b += kWarpSize * 128)
         prefetch(steps + std::size_t{bundle.first} * kTileStepBytes + b);
     };
-    Bundle bundle = bundle_of(0), next = bundle_of(1);
+    Bundle bundle = take(), next = take();
     fetch(bundle);
 
     float4 its_total = zero4();
@@ -203,8 +208,9 @@ __device__ inline void sum_tiles(
                                     scratch);
     if (low == 0) total = total + its_total;  // once a tile
     __syncthreads();
-    for (int turn = 0; bundle.index >= 0; ++turn) {
-      const Bundle after = bundle_of(turn + 2);
+    if (thread == 0) turns[~tile & 1] = 0;
+    while (bundle.index >= 0) {
+      const Bundle after = take();
       fetch(next);
       const unsigned char* chunk = steps + std::size_t{bundle.first} * kTileStepBytes;
       int left = static_cast<int>(bundle.end - bundle.first);

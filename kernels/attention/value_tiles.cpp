@@ -9,6 +9,7 @@ namespace lexico::kernels {
 namespace {
 
 static_assert(std::endian::native == std::endian::little);
+constexpr int kBanks = 8;  // of 16 bytes
 
 std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
 std::size_t whole_16(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -142,11 +143,90 @@ Place place_of(int length, int step, int lane) {
   return {size(begin + 2 * at), size(begin + 2 * kTileLanes * chunk.width + at)};
 }
 
-void write_entry(std::uint8_t* bundle, const Place& place, int token, std::uint32_t code) {
-  const auto low =
-      static_cast<std::uint16_t>(static_cast<std::uint32_t>(token) | code >> 8 << kTileTokenBits);
+struct Item {
+  int token = 0;
+  std::uint32_t code = 0;
+};
+void write_entry(std::uint8_t* bundle, const Place& place, const Item& item) {
+  const auto low = static_cast<std::uint16_t>(static_cast<std::uint32_t>(item.token) |
+                                              item.code >> 8 << kTileTokenBits);
   std::memcpy(bundle + place.low, &low, sizeof low);
-  bundle[place.high] = static_cast<std::uint8_t>(code);
+  bundle[place.high] = static_cast<std::uint8_t>(item.code);
+}
+Item read_entry(const std::uint8_t* bundle, const Place& place) {
+  std::uint16_t low;
+  std::memcpy(&low, bundle + place.low, sizeof low);
+  return {low & ((1 << kTileTokenBits) - 1),
+          static_cast<std::uint32_t>(low >> kTileTokenBits) << 8 | bundle[place.high]};
+}
+
+// Eight lanes of a warp read or write 16 bytes of shared memory each at a time, at once where those
+// lie in different banks: here, where tokens, or atoms, differ mod 8. So rows are dealt to the
+// lanes of a bundle so that those of few atoms of eight lanes are the same mod 8 ...
+void spread_rows(std::uint16_t* atoms) {
+  std::uint16_t rows[kTileLanes];
+  int count = 0, load[kBanks] = {};  // not yet dealt: rows, those in a bank
+  for (int lane = 0; lane < kTileLanes && atoms[lane] != kNoRow; ++lane) {
+    rows[count++] = atoms[lane];
+    ++load[atoms[lane] % kBanks];
+  }
+  bool taken[kBanks];
+  for (int lane = 0; count > 0; ++lane) {
+    if (lane % kBanks == 0) std::fill_n(taken, kBanks, false);
+    int best = 0, best_load = 0;
+    for (int k = 0; k < count; ++k) {
+      const int bank = rows[k] % kBanks;
+      if (!taken[bank] && load[bank] > best_load) best = k, best_load = load[bank];
+    }
+    atoms[lane] = rows[best];
+    taken[rows[best] % kBanks] = true;
+    --load[rows[best] % kBanks];
+    std::copy(rows + best + 1, rows + count--, rows + best);
+  }
+}
+
+// ... and the entries of eight rows, whose order is free, are put in one where few tokens of a step
+// are the same mod 8. Padding repeats a token of its step.
+void spread_entries(const CodeLayout& layout, std::uint8_t* bundle, int length, int first_lane) {
+  Item items[kBanks][kLongRow];
+  int left[kBanks] = {}, load[kBanks] = {};  // entries not yet placed: of a row, in a bank
+  for (int row = 0; row < kBanks; ++row) {
+    for (int step = 0; step < length; ++step) {
+      const Item item = read_entry(bundle, place_of(length, step, first_lane + row));
+      if (item.code == zero_code(layout)) continue;
+      items[row][left[row]++] = item;
+      ++load[item.token % kBanks];
+    }
+  }
+  for (int step = 0; step < length; ++step) {
+    bool taken[kBanks] = {};
+    int token = 0;
+    bool padded[kBanks] = {};
+    for (int i = 0; i < kBanks; ++i) {
+      const int row = (i + step) % kBanks;
+      int best = -1, best_load = 0;
+      for (const bool any :
+           {false, true}) {  // a bank of its own; or one of all, if there is no way
+        if (best >= 0 || (any && left[row] < length - step)) break;
+        for (int k = 0; k < left[row]; ++k) {
+          const int bank = items[row][k].token % kBanks;
+          if ((any || !taken[bank]) && load[bank] > best_load) best = k, best_load = load[bank];
+        }
+      }
+      padded[row] = best < 0;
+      if (best < 0) continue;
+      const Item item = items[row][best];
+      std::copy(items[row] + best + 1, items[row] + left[row], items[row] + best);
+      --left[row], --load[item.token % kBanks];
+      taken[item.token % kBanks] = true;
+      token = item.token;
+      write_entry(bundle, place_of(length, step, first_lane + row), item);
+    }
+    for (int row = 0; row < kBanks; ++row) {
+      if (padded[row])
+        write_entry(bundle, place_of(length, step, first_lane + row), {token, zero_code(layout)});
+    }
+  }
 }
 
 void pack_head(const ValueTileSource& source,
@@ -195,14 +275,22 @@ void pack_head(const ValueTileSource& source,
   }
   for (std::int64_t b = 0; b < bundles; ++b) starts[b + 1] += starts[b];
 
-  for (std::int64_t b = 0; b < bundles; ++b) {
-    const int length = static_cast<int>(starts[b + 1] - starts[b]);
-    for (int step = 0; step < length; ++step)
+  for (std::uint32_t b = next_long; b < bundles; ++b) {
+    std::uint16_t* const its = atoms + kTileLanes * b;
+    spread_rows(its);
+    for (std::uint32_t lane = 0; lane < kTileLanes && its[lane] != kNoRow; ++lane)
+      rows[its[lane]] = kTileLanes * b + lane;
+  }
+
+  const auto length_of = [&](std::uint32_t b) {
+    return static_cast<int>(starts[b + 1] - starts[b]);
+  };
+  const auto bundle_of = [&](std::uint32_t b) { return steps + kTileStepBytes * size(starts[b]); };
+  for (std::uint32_t b = 0; b < bundles; ++b) {
+    for (int step = 0; step < length_of(b); ++step) {
       for (int lane = 0; lane < kTileLanes; ++lane)
-        write_entry(steps + kTileStepBytes * size(starts[b]),
-                    place_of(length, step, lane),
-                    0,
-                    zero_code(layout));
+        write_entry(bundle_of(b), place_of(length_of(b), step, lane), {0, zero_code(layout)});
+    }
   }
   std::uint32_t* const done = counts;  // entries so far, from here on
   std::fill_n(done, source.num_atoms, 0u);
@@ -211,13 +299,13 @@ void pack_head(const ValueTileSource& source,
     const int entry = static_cast<int>(done[atom]++);
     const bool is_long = b < plan.long_rows;
     const int lane = is_long ? entry % kTileLanes : static_cast<int>(rows[atom] % kTileLanes);
-    write_entry(steps + kTileStepBytes * size(starts[b]),
-                place_of(static_cast<int>(starts[b + 1] - starts[b]),
-                         is_long ? entry / kTileLanes : entry,
-                         lane),
-                token,
-                code);
+    const int step = is_long ? entry / kTileLanes : entry;
+    write_entry(bundle_of(b), place_of(length_of(b), step, lane), {token, code});
   });
+  for (std::uint32_t b = 0; b < bundles; ++b) {
+    for (int lane = 0; lane < kTileLanes && length_of(b) <= kLongRow; lane += kBanks)
+      spread_entries(layout, bundle_of(b), length_of(b), lane);
+  }
 }
 
 }  // namespace
@@ -279,13 +367,9 @@ std::int64_t read_value_tile(const CodeLayout& layout,
       std::uint16_t atom;
       std::memcpy(&atom, atoms + 2 * (kTileLanes * size(b) + size(lane)), sizeof atom);
       for (int step = 0; step < length; ++step) {
-        const Place place = place_of(length, step, lane);
-        std::uint16_t low;
-        std::memcpy(&low, bundle + place.low, sizeof low);
-        const std::uint32_t code =
-            static_cast<std::uint32_t>(low >> kTileTokenBits) << 8 | bundle[place.high];
-        if (code == zero_code(layout)) continue;
-        if (entries != nullptr) entries[count] = {atom, low & ((1 << kTileTokenBits) - 1), code};
+        const Item item = read_entry(bundle, place_of(length, step, lane));
+        if (item.code == zero_code(layout)) continue;
+        if (entries != nullptr) entries[count] = {atom, item.token, item.code};
         ++count;
       }
     }

@@ -20,15 +20,19 @@ namespace lexico::kernels {
 //   scales   [tile_tokens] numbers of scales, a byte each; nothing with scale_bits 0
 //   starts   [num_bundles + 1] uint32: the first step of each bundle, and how many steps there are;
 //            then zeros up to a multiple of 16 bytes
-//   atoms    [num_bundles, 32] uint16: each row's, kNoRow where a bundle has fewer; all 32 are the
-//            same in one of a long row
-//   steps    96 bytes each, those of a bundle as chunks of 8 steps and then what is left of 4,
-//   2, 1.
-//            A chunk of w steps: for each lane w uint16, the token in 13 bits and above it 3 bits
-//            of the code, then for each lane w bytes, the lower 8 bits of the code.
+//   atoms    [num_bundles, 32] uint16: each row's, kNoRow where a bundle has fewer; in the bundle
+//   of
+//            a long row all 32 are the same
+//   steps    96 bytes each. Those of a bundle are in chunks: of 8 steps as many as there are, of
+//            what is left 4, 2 and 1. A chunk of w steps has for each lane w uint16, the token in
+//            13 bits and above it 3 bits of the code, then for each lane w bytes, the code's
+//            lower 8.
 // The code of a weight is its byte (kE4m3) or slot << weight_bits | number of the level (kLevels).
-// Slots with the weight 0 have no entry. Padding is token 0 with a code for zero: 0 (kE4m3), or
+// Slots with the weight 0 have no entry. Padding is any token with a code for zero: 0 (kE4m3), or
 // slots << weight_bits.
+//
+// The order of a bundle's rows, and of a row's entries, is free. The packer's is one in which few
+// lanes that are served together need the same bank of shared memory. Sums are in that order.
 
 constexpr int kMostTileTokens = 8192;
 constexpr int kTileTokenBits = 13, kTileCodeBits = 11;
@@ -65,9 +69,10 @@ struct ValueTileSource {
 /// Bytes of scratch (aligned to 4) for the two functions below.
 std::size_t value_tile_workspace_bytes(int num_atoms);
 
-/// Exact bytes of the tile. They depend on the codes: for each head tile_tokens bytes of scales, 3
-/// an entry and padding (steps beyond the entries / 32: at most 64, and half as many as long rows
-/// have), 66 or so a bundle. A head all of whose weights are 0 has no bundles.
+/// Exact bytes of the tile. They depend on the codes: of a head tile_tokens of scales, 68 for each
+/// bundle (long rows, and a 32nd of the others), 96 for each step. There are at most entries / 32 +
+/// kLongRow + long rows steps. A head all of whose weights are 0 has no bundle and no step. Tiles
+/// of which rows have 8 to 32 entries on average (tile_tokens * slots / num_atoms) take the least.
 std::size_t value_tile_bytes(const ValueTileSource& source, void* workspace);
 
 /// Writes all of the tile's bytes: the same bytes for the same codes.

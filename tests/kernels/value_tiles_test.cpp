@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
 #include <vector>
 
@@ -174,6 +175,52 @@ TEST(ValueTiles, OwnAtomsAndLayoutsOfHeads) {
     EXPECT_EQ(counts.back(), static_cast<std::int64_t>(expected(source, h, &scales).size()));
   }
   EXPECT_LT(counts[1], counts[0]);
+}
+
+// How often eight lanes that are served together wait for the worst bank of theirs, on average over
+// groups of eight numbers; one number is read for all at once.
+double waits(const std::vector<std::vector<int>>& eights) {
+  double sum = 0;
+  for (const std::vector<int>& numbers : eights) {
+    std::map<int, std::set<int>> of_bank;
+    for (const int n : numbers) of_bank[n % 8].insert(n);
+    std::size_t worst = 0;
+    for (const auto& [bank, its] : of_bank) worst = std::max(worst, its.size());
+    sum += static_cast<double>(worst);
+  }
+  return sum / static_cast<double>(eights.size());
+}
+
+TEST(ValueTiles, LanesMeetInFewBanks) {
+  // As dealt by chance eight tokens, or atoms, wait 2.6 times.
+  const AttentionCase c(tiles([](auto& s) {
+    s.tile_tokens = 2048, s.coded = {2048}, s.kv_heads = 1, s.num_atoms = 1024, s.slots = 8;
+  }));
+  const ValueTileSource source = tile_source(c.problem, c.problem.sequences[0], 0);
+  const std::vector<std::uint8_t> tile = pack_tile(source);
+  const auto& head = reinterpret_cast<const ValueTileHead&>(tile[0]);
+  const std::uint8_t* const after_scales = &tile[head.offset + 2048];
+  const auto* const starts = reinterpret_cast<const std::uint32_t*>(after_scales);
+  const std::size_t start_bytes = (4 * (size(head.num_bundles) + 1) + 15) / 16 * 16;
+  const auto* const atoms = reinterpret_cast<const std::uint16_t*>(after_scales + start_bytes);
+  const std::uint8_t* const steps = after_scales + start_bytes + 64 * size(head.num_bundles);
+  std::vector<std::vector<int>> of_tokens, of_atoms;
+  for (std::uint32_t b = 0; b + 1 < head.num_bundles; ++b) {
+    ASSERT_GE(starts[b + 1] - starts[b], 8u);
+    for (int lane = 0; lane < 32; lane += 8) {
+      of_atoms.emplace_back(atoms + 32 * b + lane, atoms + 32 * b + lane + 8);
+      for (int step = 0; step < 8; ++step) {
+        of_tokens.emplace_back();
+        for (int i = lane; i < lane + 8; ++i) {  // the first chunk: [32, 8] words
+          std::uint16_t word;
+          std::memcpy(&word, steps + 96 * starts[b] + 2 * (8 * i + step), sizeof word);
+          of_tokens.back().push_back(word & 0x1fff);
+        }
+      }
+    }
+  }
+  EXPECT_LT(waits(of_tokens), 1.8);
+  EXPECT_LT(waits(of_atoms), 2.2);
 }
 
 TEST(ValueTiles, WhatFits) {
