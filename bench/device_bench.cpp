@@ -193,70 +193,122 @@ Setting training_setting(
       memory};
 }
 
-/// A decode step over random codes ("packed": 12 + 5 bits a slot, 8 of scale); every call is of
-/// another layer, so that no cache holds the codes of the last one.
-Setting attention_setting(std::int64_t tokens,
-                          int kv_heads,
-                          int group,
-                          int dim,
-                          int num_atoms,
-                          int slots,
-                          bool half_tables,
-                          int layers) {
+/// A decode step over random codes; every call is of another layer, so that no cache holds the
+/// codes of the last one.
+struct AttentionSizes {
+  std::int64_t tokens = 0;
+  int kv_heads = 8, group = 4, dim = 128, num_atoms = 4096, slots = 8;
+  bool fp8 = false;        ///< E4M3 weights; else "packed": 5 bits a weight, 8 of scale
+  int tile_tokens = 4096;  ///< of the values; 0: all are in rows
+  bool half_tables = false;
+  int layers = 8;
+};
+
+Setting attention_setting(const AttentionSizes& sizes) {
   auto memory = std::make_shared<Memory>();
-  const int index_bits = static_cast<int>(std::lround(std::log2(num_atoms)));
+  const int kv_heads = sizes.kv_heads, dim = sizes.dim, slots = sizes.slots;
   CodeLayout layout;
-  layout.slots = slots, layout.index_bits = index_bits;
-  layout.weights = CodedWeights::kLevels, layout.weight_bits = 5, layout.scale_bits = 8;
+  layout.slots = slots;
+  layout.index_bits = static_cast<int>(std::lround(std::log2(sizes.num_atoms)));
+  layout.weights = sizes.fp8 ? CodedWeights::kE4m3 : CodedWeights::kLevels;
+  if (!sizes.fp8) layout.weight_bits = 5, layout.scale_bits = 8;
   const std::size_t block = block_bytes(layout);
 
   AttentionProblem p;
-  p.batch = 1, p.kv_heads = kv_heads, p.group = group, p.dim = dim;
+  p.batch = 1, p.kv_heads = kv_heads, p.group = sizes.group, p.dim = dim;
   p.softmax_scale = 1 / std::sqrt(static_cast<float>(dim));
   p.page_tokens = 1024;
-  layout.levels = memory->upload(normals(size(slots) * 32, 3));
-  layout.scales = memory->upload(std::vector<float>(256, 1.0f));
+  p.value_tile_tokens = sizes.tile_tokens;
+  const std::vector<float> levels = normals(size(slots) * 32, 3);
+  CodeLayout on_device = layout;
+  on_device.levels = memory->upload(levels);
+  on_device.scales = memory->upload(std::vector<float>(256, 1.0f));
   CodedSpace space;
-  space.layout = memory->upload(std::vector<CodeLayout>{layout});
-  space.num_atoms = num_atoms;
-  space.atoms = memory->upload(unit_rows(num_atoms, dim, 4));
+  space.layout = memory->upload(std::vector<CodeLayout>{on_device});
+  space.num_atoms = sizes.num_atoms;
+  space.atoms = memory->upload(unit_rows(sizes.num_atoms, dim, 4));
   p.keys = p.values = space;
-  p.queries = memory->upload(normals(size(kv_heads * group * dim), 5));
-  p.out = memory->make<float>(size(kv_heads * group * dim));
+  p.queries = memory->upload(normals(size(kv_heads * sizes.group * dim), 5));
+  p.out = memory->make<float>(size(kv_heads * sizes.group * dim));
 
-  const std::int64_t pages = (tokens + p.page_tokens - 1) / p.page_tokens;
-  const std::size_t page_bytes =
-      (size(kv_heads * (p.page_tokens / kBlockTokens)) * block + kPageSlack + 255) / 256 * 256;
+  // The same few pages over and over, and the tiles that these make.
+  constexpr int kPages = 8;
+  const std::int64_t pages = (sizes.tokens + p.page_tokens - 1) / p.page_tokens;
+  const std::size_t page_blocks = size(kv_heads * (p.page_tokens / kBlockTokens));
+  const std::size_t page_bytes = (page_blocks * block + kPageSlack + 255) / 256 * 256;
   std::mt19937 random(6);
-  std::vector<std::uint8_t> bytes(page_bytes * 8);
+  std::vector<std::uint8_t> bytes(page_bytes * kPages);
   for (std::uint8_t& b : bytes) b = static_cast<std::uint8_t>(random());
+  for (std::size_t i = 0; i < kPages * page_blocks && sizes.fp8; ++i) {  // no NaN
+    std::uint8_t* const weights = &bytes[i / page_blocks * page_bytes + i % page_blocks * block] +
+                                  slots * layout.index_bits * (kBlockTokens / 8);
+    for (int k = 0; k < slots * kBlockTokens; ++k) weights[k] &= 0xbf;
+  }
+  const int tiles = sizes.tile_tokens == 0 ? 0 : static_cast<int>(sizes.tokens / sizes.tile_tokens);
+  std::vector<std::vector<std::uint8_t>> packed;
+  for (int j = 0; j < std::min(tiles, kPages * p.page_tokens / std::max(1, sizes.tile_tokens));
+       ++j) {
+    layout.levels = levels.data();
+    const std::uint8_t* of_host[kPages];
+    for (int i = 0; i < kPages; ++i) of_host[i] = &bytes[size(i) * page_bytes];
+    const ValueTileSource source{&layout,
+                                 0,
+                                 kv_heads,
+                                 sizes.num_atoms,
+                                 sizes.tile_tokens,
+                                 of_host,
+                                 p.page_tokens,
+                                 std::int64_t{j} * sizes.tile_tokens};
+    if (!value_tiles_fit(layout, source.tile_tokens, source.num_atoms))
+      throw std::runtime_error("attention: tiles do not take these codes");
+    std::vector<std::uint32_t> workspace(value_tile_workspace_bytes(source.num_atoms) / 4);
+    packed.emplace_back(value_tile_bytes(source, workspace.data()));
+    pack_value_tile(source, workspace.data(), packed.back().data());
+  }
   std::vector<const AttentionSequence*> sequences;
-  for (int layer = 0; layer < layers; ++layer) {
+  double read = 0;
+  for (int layer = 0; layer < sizes.layers; ++layer) {
     AttentionSequence sequence;
-    sequence.coded_tokens = tokens;
+    sequence.coded_tokens = sizes.tokens;
+    read = 0;
     for (CodedRun* run : {&sequence.keys, &sequence.values}) {
-      const std::uint8_t* const codes = memory->upload(bytes, page_bytes * size(pages));
-      std::vector<const std::uint8_t*> addresses;
-      for (std::int64_t j = 0; j < pages; ++j) addresses.push_back(codes + size(j) * page_bytes);
+      const std::int64_t in_tiles =
+          run == &sequence.values ? std::int64_t{tiles} * sizes.tile_tokens : 0;
+      const std::int64_t first = in_tiles / p.page_tokens;  // page that is needed
+      const std::uint8_t* const codes =
+          memory->upload(bytes, page_bytes * size(std::max<std::int64_t>(1, pages - first)));
+      std::vector<const std::uint8_t*> addresses(size(pages), nullptr);
+      for (std::int64_t j = first; j < pages; ++j)
+        addresses[size(j)] = codes + size(j - first) * page_bytes;
       run->pages = memory->upload(addresses);
+      read += static_cast<double>(page_bytes) * static_cast<double>(pages - first);
     }
+    std::vector<const std::uint8_t*> addresses;
+    for (int j = 0; j < tiles; ++j) {
+      addresses.push_back(memory->upload(packed[size(j) % packed.size()]));
+      read += static_cast<double>(packed[size(j) % packed.size()].size());
+    }
+    if (tiles > 0) sequence.values.tiles = memory->upload(addresses);
+    sequence.values.num_tiles = tiles;
     sequences.push_back(memory->upload(std::vector<AttentionSequence>{sequence}));
   }
   p.sequences = sequences[0];
   cuda::AttentionBounds bounds;
   check(cuda::attention_device(&bounds), "attention_device");
-  bounds.coded_tokens = tokens;
+  bounds.coded_tokens = sizes.tokens;
   bounds.key_block_bytes = bounds.value_block_bytes = block;
   bounds.key_weights = bounds.value_weights = layout.weights;
-  bounds.half_tables = half_tables;
+  bounds.half_tables = sizes.half_tables;
   char* const workspace = memory->make<char>(cuda::attention_workspace_bytes(p, bounds));
-  const std::string name = "attention " + std::to_string(kv_heads) + "x" + std::to_string(group) +
-                           " m" + std::to_string(dim) + " N" + std::to_string(num_atoms) + " s" +
-                           std::to_string(slots) + " context " + std::to_string(tokens) +
-                           (half_tables ? ", half tables" : "");
+  const std::string name =
+      "attention " + std::to_string(kv_heads) + "x" + std::to_string(sizes.group) + " m" +
+      std::to_string(dim) + " N" + std::to_string(sizes.num_atoms) + " s" + std::to_string(slots) +
+      " context " + std::to_string(sizes.tokens) + (sizes.fp8 ? ", fp8" : ", packed") +
+      (tiles == 0 ? ", rows" : ", tiles of " + std::to_string(sizes.tile_tokens)) +
+      (sizes.half_tables ? ", half tables" : "");
   return {name,
           1,
-          static_cast<double>(size(pages) * page_bytes * 2),
+          read,
           [=, turn = std::size_t{0}]() mutable {
             p.sequences = sequences[turn++ % sequences.size()];
             check(cuda::attention(p, bounds, workspace, nullptr), "attention");
@@ -295,8 +347,15 @@ int run(int rounds, bool turns, bool tiny) {
     makers = {[] { return pursuit_setting(32, 128, 4, 40, "omp"); },
               [] { return pursuit_setting(32, 128, 4, 40, "ols-8"); },
               [] { return training_setting(2, 128, 32, 16, 4); },
-              [] { return attention_setting(1100, 2, 4, 32, 128, 4, false, 2); },
-              [] { return attention_setting(1100, 2, 4, 32, 128, 4, true, 2); }};
+              [] {
+                return attention_setting({1100, 2, 4, 32, 128, 4, false, 0, false, 2});
+              },
+              [] {
+                return attention_setting({1100, 2, 4, 32, 128, 4, true, 512, false, 2});
+              },
+              [] {
+                return attention_setting({1100, 2, 4, 32, 128, 4, false, 512, true, 2});
+              }};
   } else {
     for (const char* rule : {"omp", "ols-16"}) {
       makers.push_back([=] { return pursuit_setting(128, 4096, 8, 1 << 20, rule); });
@@ -304,10 +363,25 @@ int run(int rounds, bool turns, bool tiny) {
       makers.push_back([=] { return pursuit_setting(64, 1024, 8, 1 << 21, rule); });
     }
     makers.push_back([] { return training_setting(64, 4096, 128, 64, 8); });
+    std::vector<AttentionSizes> decodes;
     for (const std::int64_t tokens : {4096, 32768, 131072}) {
-      for (const bool half : {false, true})
-        makers.push_back([=] { return attention_setting(tokens, 8, 4, 128, 4096, 8, half, 8); });
+      for (const int slots : {8, 16}) {
+        for (const bool half : {false, true}) {
+          decodes.push_back({tokens});
+          decodes.back().slots = slots, decodes.back().half_tables = half;
+        }
+      }
     }
+    for (const int slots : {8, 16}) {
+      decodes.push_back({131072});
+      decodes.back().slots = slots, decodes.back().half_tables = decodes.back().fp8 = true;
+    }
+    for (const int tile_tokens : {8192, 0}) {
+      decodes.push_back({131072});
+      decodes.back().half_tables = true, decodes.back().tile_tokens = tile_tokens;
+    }
+    for (const AttentionSizes& sizes : decodes)
+      makers.push_back([=] { return attention_setting(sizes); });
   }
   std::vector<Setting> settings;
   for (const auto& make : makers) settings.push_back(make());

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/attention/coded_block.h"
+#include "kernels/attention/value_tiles.h"
 #include "kernels/common/status.h"
 #include "kernels/common/stream.h"
 
@@ -59,6 +60,11 @@ struct CodedRun {
   const float* extra_atoms = nullptr;
   std::int64_t extra_stride = 0;  ///< 0: the same for all heads
   int num_extra = 0;
+  /// Values on the CUDA backend only: tile j (value_tiles.h) holds tokens from j *
+  /// value_tile_tokens on, in place of the pages. So pages whose tokens are all in tiles need not
+  /// exist: their pointers may be nullptr, and all of `pages` where no tokens are left.
+  const std::uint8_t* const* tiles = nullptr;
+  int num_tiles = 0;  ///< 0: all tokens are in pages
 };
 
 struct AttentionSequence {
@@ -80,6 +86,8 @@ struct AttentionProblem {
   CodedSpace keys, values;
   const KeyRotation* rotation = nullptr;  ///< nullptr: keys are coded after RoPE
   int page_tokens = 0;                    ///< a multiple of kBlockTokens
+  int value_tile_tokens = 0;  ///< of every tile of values; 0: no sequence has any. Tiles must fit
+                              ///< the layouts (value_tiles_fit)
   ExactType exact_type = ExactType::kFloat32;
   const AttentionSequence* sequences = nullptr;  ///< [batch]
   const float* queries = nullptr;                ///< [batch, kv_heads * group, dim], after RoPE
@@ -98,7 +106,7 @@ std::size_t attention_workspace_bytes(const AttentionProblem& problem);
 /// Scores, sums and outputs are in fp32. A sequence without tokens gives zeros (log_sums: -inf). A
 /// NaN in one query stays in its head. The result of a sequence depends neither on the number of
 /// threads nor on the other sequences. The instruction set level is the one of pursuit.h
-/// (LEXICO_CPU).
+/// (LEXICO_CPU). Value tiles are refused: they are no faster than rows here (docs/attention.md).
 ///
 /// Tokens are split into ranges whose number depends on the sequence alone (at most 16). A range
 /// leaves the softmax weights summed per atom; they are combined, multiplied by the atoms
@@ -119,8 +127,9 @@ struct AttentionBounds {
   std::size_t key_block_bytes = 0, value_block_bytes = 0;  ///< block_bytes() of the layouts
   CodedWeights key_weights = CodedWeights::kFloat32;       ///< of all heads' layouts
   CodedWeights value_weights = CodedWeights::kFloat32;
-  /// The table of q.D in half floats: gathers from shared memory read half as much, a score loses
-  /// up to 2^-11 of each of its terms. Keys after RoPE only.
+  /// The tables of q.D (keys after RoPE) and of the softmax weights of a tile of values in half
+  /// floats: gathers from shared memory read half as much; a score, or a sum of softmax weights,
+  /// loses up to 2^-11 of each of its terms. For tiles also where floats have no room.
   bool half_tables = false;
   /// Of the device (attention_device): they say how sequences are split, and so which results are
   /// bit-identical.
@@ -138,12 +147,14 @@ std::size_t attention_workspace_bytes(const AttentionProblem& problem,
 /// The same result as on the CPU, on the device. All that `problem` points to lies there, what that
 /// points to as well (sequences, their pages, runs and left_out, layouts and their tables), but for
 /// `rotation` itself, whose frequencies do. Pages, atoms, half_atoms and extra atoms begin at
-/// multiples of 16 bytes, for each head, too. dim: at most 1024. `threads` plays no part.
+/// multiples of 16 bytes, for each head, too, as do tiles. dim: at most 1024. `threads` plays no
+/// part.
 ///
 /// Six launches at most, whose number and sizes depend on `problem` and `bounds` alone; nothing is
 /// read back. The result of a sequence depends neither on the other sequences nor on the run: sums
-/// are in a fixed order, sums over atoms in integers (docs/gpu.md). A sequence that is beyond the
-/// bounds gives NaN, as do all if layouts are.
+/// are in a fixed order, or of integers (docs/gpu.md). A sequence that is beyond the bounds gives
+/// NaN, as do all if layouts are, and a sequence with more tiles than tokens for them, or with a
+/// tile of atoms that it does not have.
 Status attention(const AttentionProblem& problem,
                  const AttentionBounds& bounds,
                  void* workspace,

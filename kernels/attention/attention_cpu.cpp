@@ -686,8 +686,7 @@ class Attention {
       for (std::int64_t r = 0; r < ranges; ++r)
         total += double{part(at, r).total[lane]} * double{share(part(at, r))};
       // Exact tokens alone, all with a score of -inf: no softmax.
-      const float nothing =
-          exact.total[lane] == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+      const float nothing = exact.total[lane] == 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
       const float whole = total == 0 ? nothing : static_cast<float>(1 / total);
       for (std::int64_t r = 0; r < ranges; ++r) factor(at, r)[lane] = share(part(at, r)) * whole;
       factor(at, most_ranges_)[lane] = share(exact) * whole;
@@ -778,6 +777,10 @@ std::size_t attention_workspace_bytes(const AttentionProblem& problem) {
 
 Status attention(const AttentionProblem& problem, void* workspace) {
   if (problem.batch == 0 || problem.kv_heads == 0 || problem.group == 0) return {};
+  for (int b = 0; b < problem.batch; ++b) {
+    if (problem.sequences[b].values.num_tiles != 0)
+      return {1, "attention: the CPU backend takes no value tiles"};
+  }
   Attention(problem, workspace).run();
   return {};
 }

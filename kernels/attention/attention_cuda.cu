@@ -2,309 +2,16 @@
 //   prepare   queries mapped by B^T, what means add; where a head's planes are; steps of rotation
 //   tables    q.D (keys after RoPE)
 //   scores    of all coded tokens; blocks of their own attend over the exact tokens
-//   values    softmax weights of a range of tokens, summed per atom
-//   join      the ranges' sums, weighted and multiplied by a tile of atoms
+//   values    softmax weights, summed per atom (attention_values.cuh)
+//   join      the parts' sums, multiplied by a tile of atoms
 //   finish    all tiles and the exact tokens: mapped back, divided
 // Four query heads of a KV head go together (a "group"); a float4 has one number of each.
-#include <cuda_fp16.h>
-
-#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_call.cuh"
+#include "kernels/attention/attention_values.cuh"
 #include "kernels/common/launch.h"
-#include "kernels/common/warp.cuh"
 
 namespace lexico::kernels::cuda {
 namespace {
-
-constexpr int kThreads = 512;  // of scores and values: a token each
-constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kMostTileBlocks = kThreads / kBlockTokens;
-constexpr int kLeastRange = 512;    // tokens: below, a range's sums cost more than its tokens
-constexpr int kEpochTokens = 4096;  // summed as integers before they are added as floats
-constexpr int kMostTogether = 4;    // groups that join takes at a time
-constexpr int kJoinRows = 128;      // atoms that a block multiplies
-constexpr int kSmallThreads = 128;  // of prepare, join and finish
-constexpr int kTableRows = 64, kTableGroups = 8, kTableDims = 64, kTableThreads = 256;
-constexpr int kRebuildThreads = 256;
-constexpr int kExactTile = 64;     // exact tokens at a time
-constexpr float kLowest = -3e38f;  // least score of a token that counts
-
-// A component of the residual code that has bits.
-struct Component {
-  int plane;  // bytes from the block's begin
-  int bits;
-  int levels;  // its first one in component_levels
-  int axis;
-};
-
-struct Call {
-  AttentionProblem p;
-  KeyRotation rotation;  // rotary_dim is 0 where p.rotation is nullptr
-  AttentionBounds bounds;
-  bool rotates;
-  int chunks;  // groups of a KV head and sequence
-  int groups;  // of the call
-  int most_ranges;
-  std::int64_t key_rows, value_rows;  // atoms, extra atoms, components
-  int join_tiles;
-  // The workspace.
-  float4* queries;        // [groups, dim]: mapped
-  float4* shifts;         // [groups]: what the mean adds to a score
-  int* num_components;    // [2, kv_heads]: of keys, then values; -1: beyond the bounds
-  Component* components;  // [2, kv_heads, most]
-  float2* steps;          // [kBlockTokens, pairs]: cos and sin of t * frequency
-  float4* tables;         // [groups, key_rows]
-  float4* scores;         // [groups, padded tokens]: scores, then softmax weights
-  float4* most;           // [groups, most_ranges]
-  float4* totals;         // likewise: of the softmax weights
-  float* sums;            // [groups, most_ranges, 4, value_rows]
-  int* wide_sums;         // [groups, most_ranges, 4, atoms]: where shared memory has no room
-  float4* exact;          // [groups, 2 + dim]: largest score, total, sums of values
-  float4* products;       // [groups, join_tiles, dim]
-};
-
-// ---- small things
-// --------------------------------------------------------------------------------
-
-__device__ float4 zero4() { return make_float4(0, 0, 0, 0); }
-__device__ float4 all4(float x) { return make_float4(x, x, x, x); }
-__device__ float4 operator+(float4 a, float4 b) {
-  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-__device__ float4 operator*(float4 a, float4 b) {
-  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
-}
-__device__ float4 operator*(float a, float4 b) { return all4(a) * b; }
-__device__ float4 fma4(float a, float4 b, float4 c) {
-  return make_float4(fmaf(a, b.x, c.x), fmaf(a, b.y, c.y), fmaf(a, b.z, c.z), fmaf(a, b.w, c.w));
-}
-__device__ float4 max4(float4 a, float4 b) {  // of a number and a NaN the number
-  return make_float4(fmaxf(a.x, b.x), fmaxf(a.y, b.y), fmaxf(a.z, b.z), fmaxf(a.w, b.w));
-}
-__device__ float lane_of(float4 v, int lane) {
-  return lane < 2 ? (lane == 0 ? v.x : v.y) : (lane == 2 ? v.z : v.w);
-}
-__device__ float infinity() { return __int_as_float(0x7f800000); }
-__device__ float not_a_number() { return __int_as_float(0x7fffffff); }
-
-__device__ float4 warp_sum4(float4 v) {
-  return make_float4(warp_sum(v.x), warp_sum(v.y), warp_sum(v.z), warp_sum(v.w));
-}
-__device__ float4 warp_max4(float4 v) {
-  return make_float4(warp_max(v.x), warp_max(v.y), warp_max(v.z), warp_max(v.w));
-}
-
-// Over the block, in a fixed order; every thread gets the result. scratch [warps of the block].
-template <bool kMax>
-__device__ float4 block_reduce(float4 v, float4* scratch) {
-  v = kMax ? warp_max4(v) : warp_sum4(v);
-  __syncthreads();
-  if (lane_id() == 0) scratch[warp_id()] = v;
-  __syncthreads();
-  float4 all = scratch[0];
-  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarpSize; ++w)
-    all = kMax ? max4(all, scratch[w]) : all + scratch[w];
-  return all;
-}
-
-struct Group {
-  int at, b, h, chunk;
-  int lanes;  // query heads that it has, 1 to 4
-};
-// Groups that read one dictionary are neighbours.
-__device__ Group group_of(const Call& c, int at) {
-  Group g;
-  g.at = at;
-  g.chunk = at % c.chunks;
-  g.b = at / c.chunks % c.p.batch;
-  g.h = at / c.chunks / c.p.batch;
-  g.lanes = min(4, c.p.group - g.chunk * 4);
-  return g;
-}
-__device__ std::int64_t first_head(const Call& c, const Group& g) {
-  return (std::int64_t{g.b} * c.p.kv_heads + g.h) * c.p.group + g.chunk * 4;
-}
-// One dim of the group's queries, 0 for heads that it does not have.
-__device__ float4 query4(const Call& c, const Group& g, int d) {
-  const float* q = c.p.queries + first_head(c, g) * c.p.dim + d;
-  const int dim = c.p.dim;
-  return make_float4(q[0],
-                     g.lanes > 1 ? q[dim] : 0.0f,
-                     g.lanes > 2 ? q[2 * dim] : 0.0f,
-                     g.lanes > 3 ? q[3 * dim] : 0.0f);
-}
-
-__device__ bool fits(const Call& c, const AttentionSequence& s) {
-  return s.coded_tokens <= c.bounds.coded_tokens && s.keys.num_extra <= c.bounds.key_extra &&
-         s.values.num_extra <= c.bounds.value_extra;
-}
-
-// How a sequence is split. The last range may be shorter, none is empty.
-struct Ranges {
-  int count, tokens;
-};
-__device__ Ranges ranges_of(const Call& c, const AttentionSequence& s) {
-  if (s.coded_tokens == 0 || !fits(c, s)) return {0, 0};
-  const int tokens = static_cast<int>(s.coded_tokens);
-  const int blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
-  const int wanted = min(c.most_ranges, (tokens + kLeastRange - 1) / kLeastRange);
-  const int each = (blocks + wanted - 1) / wanted * kBlockTokens;
-  return {(tokens + each - 1) / each, each};
-}
-__host__ __device__ std::int64_t padded_tokens(const AttentionBounds& bounds) {
-  return (bounds.coded_tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
-}
-__device__ float4* scores_of(const Call& c, int at) {
-  return c.scores + at * padded_tokens(c.bounds);
-}
-__device__ std::int64_t part_of(const Call& c, int at, int range) {
-  return std::int64_t{at} * c.most_ranges + range;
-}
-
-__device__ const CodeLayout& layout_of(const CodedSpace& space, int h) {
-  return space.layout[h * space.layout_stride];
-}
-__device__ const Component* components_of(const Call& c, int of_values, int h) {
-  const int most = c.bounds.key_components > c.bounds.value_components ? c.bounds.key_components
-                                                                       : c.bounds.value_components;
-  return c.components + (std::int64_t{of_values} * c.p.kv_heads + h) * most;
-}
-__device__ int num_components_of(const Call& c, int of_values, int h) {
-  return max(0, c.num_components[of_values * c.p.kv_heads + h]);
-}
-// Whether a head's layout is what the bounds say. A larger one would be read beyond its block in
-// shared memory, which on a device ends the context.
-__device__ bool is_as_bounds_say(const Call& c, int of_values, int h) {
-  return c.num_components[of_values * c.p.kv_heads + h] >= 0;
-}
-
-// ---- codes
-// -----------------------------------------------------------------------------------------
-
-// A field of up to 24 bits. Planes begin at multiples of 8 bytes.
-__device__ std::uint32_t read_field(const unsigned char* plane, int bits, int token) {
-  const int at = token * bits;
-  const std::uint32_t* word = reinterpret_cast<const std::uint32_t*>(plane) + (at >> 5);
-  const std::uint64_t both = std::uint64_t{word[1]} << 32 | word[0];
-  return static_cast<std::uint32_t>(both >> (at & 31)) & ((1u << bits) - 1);
-}
-
-// As a float of which only the exponent is off by 120: that mends subnormals, too.
-__device__ float e4m3(std::uint32_t byte) {
-  return __uint_as_float((byte & 0x7f) << 20 | (byte & 0x80) << 24) * 0x1p120f;
-}
-
-template <CodedWeights kWeights>
-__device__ int weight_bits(const CodeLayout& layout) {
-  return kWeights == CodedWeights::kFloat32 ? 32
-         : kWeights == CodedWeights::kE4m3  ? 8
-                                            : layout.weight_bits;
-}
-__device__ int weight_bits(const CodeLayout& layout) {
-  return layout.weights == CodedWeights::kFloat32 ? 32
-         : layout.weights == CodedWeights::kE4m3  ? 8
-                                                  : layout.weight_bits;
-}
-
-template <CodedWeights kWeights>
-__device__ float read_weight(const CodeLayout& layout,
-                             const unsigned char* plane,
-                             int slot,
-                             int token) {
-  if constexpr (kWeights == CodedWeights::kFloat32)
-    return reinterpret_cast<const float*>(plane)[token];
-  else if constexpr (kWeights == CodedWeights::kE4m3)
-    return e4m3(plane[token]);
-  else
-    return __ldg(layout.levels + (slot << layout.weight_bits) +
-                 read_field(plane, layout.weight_bits, token));
-}
-__device__ float read_weight(const CodeLayout& layout,
-                             const unsigned char* plane,
-                             int slot,
-                             int token) {
-  if (layout.weights == CodedWeights::kFloat32)
-    return read_weight<CodedWeights::kFloat32>(layout, plane, slot, token);
-  if (layout.weights == CodedWeights::kE4m3)
-    return read_weight<CodedWeights::kE4m3>(layout, plane, slot, token);
-  return read_weight<CodedWeights::kLevels>(layout, plane, slot, token);
-}
-
-__device__ float read_scale(const CodeLayout& layout, const unsigned char* plane, int token) {
-  if (layout.scale_bits == 0) return 1;
-  return __ldg(layout.scales + read_field(plane, layout.scale_bits, token));
-}
-
-// The level of a component; `history` has the low bits of fields, its own lowest (TrellisTaps).
-__device__ float read_level(const CodeLayout& layout,
-                            const Component& component,
-                            std::uint32_t field,
-                            std::uint32_t history) {
-  if (layout.trellis.high != 0)
-    field = 4 * (field >> 1) + 2 * (__popc(history & layout.trellis.high) & 1) +
-            (__popc(history & layout.trellis.low) & 1);
-  return __ldg(layout.component_levels + component.levels + field);
-}
-
-// Blocks of codes on their way to shared memory, 16 bytes at a time.
-struct Stage {
-  unsigned char* buffer;  // [2, tile_blocks, slot]
-  int block_bytes, slot, tile_blocks, page_blocks;
-  int h;
-  const std::uint8_t* const* pages;
-
-  __device__ std::int64_t offset(int block) const {  // in its page
-    return (std::int64_t{h} * page_blocks + block % page_blocks) * block_bytes;
-  }
-  // Blocks begin at multiples of 8 bytes, copies at multiples of 16.
-  __device__ void fetch(int which, int first, int last) const {
-    const int chunks = (block_bytes + 8 + 15) / 16;  // up to 23 bytes behind: kPageSlack
-    const int count = min(tile_blocks, last - first) * chunks;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-      const int block = first + i / chunks, chunk = i % chunks;
-      const std::uint8_t* from = pages[block / page_blocks] + offset(block) / 16 * 16 + chunk * 16;
-      cp_async_16(buffer + (which * tile_blocks + block - first) * slot + chunk * 16, from);
-    }
-    cp_async_commit();
-  }
-  __device__ const unsigned char* block(int which, int first, int at) const {
-    return buffer + (which * tile_blocks + at) * slot + offset(first + at) % 16;
-  }
-};
-__host__ __device__ int slot_bytes(std::size_t block_bytes) {
-  return static_cast<int>((block_bytes + 8 + 15) / 16 * 16 + 16);
-}
-
-// Calls visit(which buffer, first block) for tiles of blocks [first, last), which are fetched while
-// the tile before is worked on. All threads of the block call it.
-template <typename Visit>
-__device__ void for_each_tile(const Stage& stage, int first, int last, Visit&& visit) {
-  stage.fetch(0, first, last);
-  int which = 0;
-  for (int block = first; block < last; block += stage.tile_blocks, which ^= 1) {
-    if (block + stage.tile_blocks < last)
-      stage.fetch(which ^ 1, block + stage.tile_blocks, last);
-    else
-      cp_async_commit();
-    cp_async_wait<1>();
-    __syncthreads();
-    visit(which, block);
-    __syncthreads();
-  }
-  cp_async_wait<0>();
-}
-
-// Whether a coded token is left out.
-__device__ bool is_left_out(const AttentionSequence& s, std::int64_t token) {
-  int low = 0, high = s.num_left_out;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (s.left_out[middle] < token)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low < s.num_left_out && s.left_out[low] == token;
-}
 
 // ---- prepare
 // ---------------------------------------------------------------------------------------
@@ -352,8 +59,9 @@ __device__ void list_components(const Call& c, int of_values, int h) {
       levels += 1 << (width + trellis);
     }
     if (i == layout.components) {
-      const bool good = count <= most && layout.weights == weights &&
-                        static_cast<std::size_t>(bits) * (kBlockTokens / 8) == bytes;
+      bool good = count <= most && layout.weights == weights &&
+                  static_cast<std::size_t>(bits) * (kBlockTokens / 8) == bytes;
+      if (of_values && c.p.value_tile_tokens > 0) good = good && codes_fit_tiles(layout);
       c.num_components[of_values * c.p.kv_heads + h] = good ? count : -1;
     } else if (layout.component_bits[i] > 0 && count < most) {
       list[count] = {bits * (kBlockTokens / 8), layout.component_bits[i], levels, i};
@@ -483,11 +191,6 @@ __device__ float read_exact(const void* base, ExactType type, std::int64_t at) {
                                      : __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
 }
 
-__device__ float4 exp4(float4 score, float4 most) {  // of a token that does not count: 0
-  const auto one = [](float s, float m) { return s == -infinity() ? 0.0f : expf(s - m); };
-  return make_float4(
-      one(score.x, most.x), one(score.y, most.y), one(score.z, most.z), one(score.w, most.w));
-}
 // By how much what was relative to `before` shrinks.
 __device__ float4 shrink4(float4 before, float4 now) { return exp4(before, now); }
 
@@ -554,25 +257,6 @@ __device__ void attend_exact(const Call& c, const Group& g) {
 // ---- scores from tables
 // ------------------------------------------------------------------------------
 
-__device__ Stage stage_of(
-    const Call& c, const CodedRun& run, std::size_t block_bytes, int tile_blocks, int h, void* at) {
-  return {static_cast<unsigned char*>(at),
-          static_cast<int>(block_bytes),
-          slot_bytes(block_bytes),
-          tile_blocks,
-          c.p.page_tokens / kBlockTokens,
-          h,
-          run.pages};
-}
-
-struct alignas(8) Half4 {
-  __half2 low, high;
-};
-__device__ float4 entry(const float4& v) { return v; }
-__device__ float4 entry(const Half4& v) {
-  const float2 low = __half22float2(v.low), high = __half22float2(v.high);
-  return make_float4(low.x, low.y, high.x, high.y);
-}
 enum class Table { kGlobal, kShared, kSharedHalf };
 
 // A token's score without shift and scale of the softmax. Rows of the table from residual_row on
@@ -681,7 +365,7 @@ __global__ void __launch_bounds__(kThreads, 1) scores_kernel(Call c, int tile_bl
                   most = max4(most, v);
                 });
   most = block_reduce<true>(most, scratch);
-  if (threadIdx.x == 0) c.most[part_of(c, g.at, range)] = most;
+  if (threadIdx.x == 0) c.most[range_at(c, g.at, range)] = most;
 }
 
 // ---- scores of rebuilt keys
@@ -873,177 +557,41 @@ __global__ void __launch_bounds__(kRebuildThreads, 2) rebuilt_scores_kernel(Call
     for (int token = first + thread; token < last; token += kRebuildThreads)
       most = max4(most, scores[token]);
     most = block_reduce<true>(most, scratch);
-    if (thread == 0) c.most[part_of(c, first_group + chunk, range)] = most;
+    if (thread == 0) c.most[range_at(c, first_group + chunk, range)] = most;
   }
-}
-
-// ---- values
-// ------------------------------------------------------------------------------------------
-
-// A power of two that brings sums up to `bound` below 2^30, and one over it; for a bound that is
-// not finite a NaN, which is then what the sums become.
-struct Fixed {
-  float to, from;
-};
-__device__ Fixed fixed_of(float bound) {
-  if (!(bound < infinity())) return {0, not_a_number()};
-  const int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 127;
-  const int power = min(126, max(-126, 29 - exponent));
-  return {__int_as_float((127 + power) << 23), __int_as_float((127 - power) << 23)};
-}
-
-template <CodedWeights kWeights, bool kShared>
-__global__ void __launch_bounds__(kThreads, 1) values_kernel(Call c, int tile_blocks) {
-  const Group g = group_of(c, static_cast<int>(blockIdx.x) / c.most_ranges);
-  const int range = static_cast<int>(blockIdx.x) % c.most_ranges;
-  const AttentionSequence& s = c.p.sequences[g.b];
-  const Ranges ranges = ranges_of(c, s);
-  if (range >= ranges.count || !is_as_bounds_say(c, 1, g.h)) return;
-  const int first = range * ranges.tokens;
-  const int last = min(static_cast<int>(s.coded_tokens), first + ranges.tokens);
-  const std::int64_t part = part_of(c, g.at, range);
-  const int thread = static_cast<int>(threadIdx.x);
-
-  // Sums of integers do not depend on their order. A row of them for each query head.
-  const int rows = c.p.values.num_atoms + c.bounds.value_extra;
-  auto* scratch = reinterpret_cast<float4*>(dynamic_shared());  // [kWarps]
-  float4* weights_of_tile = scratch + kWarps;                   // [kThreads]
-  auto* counts =
-      kShared ? reinterpret_cast<int*>(weights_of_tile + kThreads) : c.wide_sums + part * 4 * rows;
-  unsigned char* codes = reinterpret_cast<unsigned char*>(weights_of_tile + kThreads) +
-                         (kShared ? (static_cast<std::size_t>(rows) * 16 + 15) / 16 * 16 : 0);
-  const Stage stage = stage_of(c, s.values, c.bounds.value_block_bytes, tile_blocks, g.h, codes);
-  float* sums = c.sums + part * 4 * c.value_rows;
-  for (int i = thread; i < 4 * rows; i += kThreads) counts[i] = 0;
-  for (int i = thread; i < 4 * static_cast<int>(c.value_rows); i += kThreads) sums[i] = 0;
-  __syncthreads();
-
-  const CodeLayout layout = layout_of(c.p.values, g.h);
-  const int num_components = num_components_of(c, 1, g.h);
-  const Component* components = components_of(c, 1, g.h);
-  const int index_bytes = layout.index_bits * (kBlockTokens / 8);
-  const int weight_bytes = weight_bits<kWeights>(layout) * (kBlockTokens / 8);
-  const int block = thread / kBlockTokens, in_block = thread % kBlockTokens;
-  const float4 most = c.most[part];
-  float4* scores = scores_of(c, g.at);
-  float4 total = zero4();
-  for (int epoch = first; epoch < last; epoch += kEpochTokens) {
-    const int end = min(last, epoch + kEpochTokens);
-    const int first_block = epoch / kBlockTokens;
-    const int last_block = (end + kBlockTokens - 1) / kBlockTokens;
-    // Softmax weights, and what the sums of the epoch stay below.
-    float4 bound = zero4();
-    for_each_tile(stage, first_block, last_block, [&](int which, int tile) {
-      const int token = (tile + block) * kBlockTokens + in_block;
-      if (block >= tile_blocks || token >= end) return;
-      const unsigned char* codes_of = stage.block(which, tile, block) + layout.slots * index_bytes;
-      float size = 0;
-#pragma unroll 4
-      for (int k = 0; k < layout.slots; ++k)
-        size += fabsf(read_weight<kWeights>(layout, codes_of + k * weight_bytes, k, in_block));
-      size *= fabsf(read_scale(layout, codes_of + layout.slots * weight_bytes, in_block));
-      const float4 p = exp4(scores[token], most);
-      scores[token] = p;
-      total = total + p;
-      bound = fma4(size, p, bound);
-    });
-    bound = block_reduce<false>(bound, scratch);
-    const Fixed fixed[4] = {
-        fixed_of(bound.x), fixed_of(bound.y), fixed_of(bound.z), fixed_of(bound.w)};
-    for_each_tile(stage, first_block, last_block, [&](int which, int tile) {
-      const int token = (tile + block) * kBlockTokens + in_block;
-      const bool mine = block < tile_blocks && token < end;
-      if (mine) {
-        const unsigned char* indices = stage.block(which, tile, block);
-        const unsigned char* codes_of = indices + layout.slots * index_bytes;
-        const float4 p = scores[token];
-        const float scale = read_scale(layout, codes_of + layout.slots * weight_bytes, in_block);
-        const float4 v =
-            scale *
-            make_float4(p.x * fixed[0].to, p.y * fixed[1].to, p.z * fixed[2].to, p.w * fixed[3].to);
-#pragma unroll 4
-        for (int k = 0; k < layout.slots; ++k) {
-          const float weight =
-              read_weight<kWeights>(layout, codes_of + k * weight_bytes, k, in_block);
-          int* to = counts + read_field(indices + k * index_bytes, layout.index_bits, in_block);
-          if (weight == 0) continue;  // unused slots may all name one atom
-          atomicAdd(to, __float2int_rn(weight * v.x));
-          if (g.lanes > 1) atomicAdd(to + rows, __float2int_rn(weight * v.y));
-          if (g.lanes > 2) atomicAdd(to + 2 * rows, __float2int_rn(weight * v.z));
-          if (g.lanes > 3) atomicAdd(to + 3 * rows, __float2int_rn(weight * v.w));
-        }
-        weights_of_tile[thread] = layout.relative ? scale * p : p;
-      }
-      if (num_components == 0) return;
-      __syncthreads();
-      // A thread has a component, and takes the tokens one after another.
-      const int tokens = min(tile_blocks * kBlockTokens, end - tile * kBlockTokens);
-      for (int i = thread; i < num_components; i += kThreads) {
-        const Component component = components[i];
-        float4 sum = zero4();
-        for (int t = 0; t < tokens; ++t) {
-          const unsigned char* of = stage.block(which, tile, t / kBlockTokens);
-          const int at = t % kBlockTokens;
-          const std::uint32_t field = read_field(of + component.plane, component.bits, at);
-          std::uint32_t history = 0;
-          const std::uint32_t taps = layout.trellis.high | layout.trellis.low;
-          for (int j = 0; taps >> j != 0 && j <= i; ++j) {
-            if ((taps >> j & 1) == 0) continue;
-            const Component before = components[i - j];
-            history |= (read_field(of + before.plane, before.bits, at) & 1) << j;
-          }
-          sum = fma4(read_level(layout, component, field, history), weights_of_tile[t], sum);
-        }
-        float* to = sums + rows + i;
-        to[0] += sum.x;
-        to[c.value_rows] += sum.y;
-        to[2 * c.value_rows] += sum.z;
-        to[3 * c.value_rows] += sum.w;
-      }
-    });
-#pragma unroll
-    for (int lane = 0; lane < 4; ++lane) {
-      for (int n = thread; n < rows; n += kThreads) {
-        sums[lane * c.value_rows + n] +=
-            static_cast<float>(counts[lane * rows + n]) * fixed[lane].from;
-        counts[lane * rows + n] = 0;
-      }
-    }
-    __syncthreads();
-  }
-  total = block_reduce<false>(total, scratch);
-  if (thread == 0) c.totals[part] = total;
 }
 
 // ---- join and finish
 // ---------------------------------------------------------------------------------
 
-// What every part of a group counts, in shared memory: factors [most_ranges + 1] float4s, those of
-// the exact tokens last. Lane i < 4 of the block's threads returns log of the sum of e^score.
-__device__ float weigh_parts(const Call& c, const Group& g, int ranges, float4* factors) {
+// What the coded and the exact tokens of a group count, in shared memory, and the softmax weights
+// of all coded ones. Lane i < 4 of the block's threads returns log of the sum of e^score.
+struct Weights {
+  float4 coded, exact, mass;
+};
+__device__ float weigh(const Call& c, const Group& g, Weights* weights) {
   const int lane = static_cast<int>(threadIdx.x);
   float log_sum = 0;
   if (lane < 4) {
+    const AttentionSequence& s = c.p.sequences[g.b];
     const float4* exact = c.exact + std::int64_t{g.at} * (2 + c.p.dim);
     const float exact_most = lane_of(exact[0], lane), exact_total = lane_of(exact[1], lane);
-    const std::int64_t part = part_of(c, g.at, 0);
-    float most = exact_most;
-    for (int r = 0; r < ranges; ++r) most = fmaxf(most, lane_of(c.most[part + r], lane));
-    // A part without tokens that count has the total 0.
-    const auto share = [&](float its_most, float its_total) {
-      return its_total == 0 ? 0.0f : expf(its_most - most);
-    };
-    double total = static_cast<double>(exact_total) * share(exact_most, exact_total);
-    for (int r = 0; r < ranges; ++r) {
-      const float its = lane_of(c.totals[part + r], lane);
-      total += static_cast<double>(its) * share(lane_of(c.most[part + r], lane), its);
-    }
+    const float coded_most = lane_of(largest_score(c, g, ranges_of(c, s).count), lane);
+    double coded_total = 0;
+    const int parts = parts_of(c, s).count();
+#pragma unroll 4
+    for (int part = 0; part < parts; ++part)
+      coded_total += static_cast<double>(lane_of(c.totals[part_at(c, g.at, part)], lane));
+    const float most = fmaxf(exact_most, coded_most);
+    // Without tokens that count the total is 0.
+    const float coded = coded_total == 0 ? 0.0f : expf(coded_most - most);
+    const float dense = exact_total == 0 ? 0.0f : expf(exact_most - most);
+    const double total = coded_total * coded + static_cast<double>(exact_total) * dense;
     const float whole = total == 0 ? 0.0f : static_cast<float>(1 / total);
-    for (int r = 0; r < ranges; ++r)
-      reinterpret_cast<float*>(factors + r)[lane] =
-          whole * share(lane_of(c.most[part + r], lane), lane_of(c.totals[part + r], lane));
-    reinterpret_cast<float*>(factors + c.most_ranges)[lane] =
-        whole * share(exact_most, exact_total);
+    reinterpret_cast<float*>(&weights->coded)[lane] = whole * coded;
+    reinterpret_cast<float*>(&weights->exact)[lane] = whole * dense;
+    reinterpret_cast<float*>(&weights->mass)[lane] =
+        static_cast<float>(static_cast<double>(whole * coded) * coded_total);
     log_sum = total == 0 ? -infinity() : static_cast<float>(static_cast<double>(most) + log(total));
   }
   __syncthreads();
@@ -1075,32 +623,25 @@ __global__ void __launch_bounds__(kSmallThreads, 4) join_kernel(Call c, int shar
   const int sets = (share + kTogether - 1) / kTogether;  // of a dictionary
   const int first_group = set / sets * share + set % sets * kTogether;
   const int num_groups = min(kTogether, share - set % sets * kTogether);
-  auto* factors = reinterpret_cast<float4*>(dynamic_shared());  // [most_ranges + 1]
-  float4* joined = factors + c.most_ranges + 1;                 // [kTogether, kJoinRows]
+  auto* weights = reinterpret_cast<Weights*>(dynamic_shared());
+  auto* joined = reinterpret_cast<float4*>(weights + 1);  // [kTogether, kJoinRows]
   const int thread = static_cast<int>(threadIdx.x), dim = c.p.dim;
   const std::int64_t first = std::int64_t{tile} * kJoinRows, row = first + thread;
   for (int i = 0; i < kTogether; ++i) {
     float4 sum = zero4();
     if (i < num_groups) {
       const Group g = group_of(c, first_group + i);
-      const int ranges = ranges_of(c, c.p.sequences[g.b]).count;
-      weigh_parts(c, g, ranges, factors);
+      weigh(c, g, weights);
       if (row < c.value_rows) {
-#pragma unroll 2
-        for (int r = 0; r < ranges; ++r) {
-          const float* from = c.sums + part_of(c, g.at, r) * 4 * c.value_rows + row;
-          const float4 part = make_float4(
-              from[0], from[c.value_rows], from[2 * c.value_rows], from[3 * c.value_rows]);
-          const float4 f = factors[r];
-          sum = make_float4(fmaf(f.x, part.x, sum.x),
-                            fmaf(f.y, part.y, sum.y),
-                            fmaf(f.z, part.z, sum.z),
-                            fmaf(f.w, part.w, sum.w));
-        }
+        const int parts = parts_of(c, c.p.sequences[g.b]).count();
+        const float4* from = c.sums + part_at(c, g.at, 0) * c.value_rows + row;
+#pragma unroll 4
+        for (int part = 0; part < parts; ++part) sum = sum + from[part * c.value_rows];
+        sum = weights->coded * sum;
       }
     }
     joined[i * kJoinRows + thread] = sum;
-    __syncthreads();  // factors are the next group's then
+    __syncthreads();  // weights are the next group's then
   }
   const int h = group_of(c, first_group).h;
   const std::int64_t atoms_here = c.p.values.num_atoms - first;
@@ -1137,24 +678,21 @@ __global__ void __launch_bounds__(kSmallThreads, 4) finish_kernel(Call c) {
   const AttentionSequence& s = c.p.sequences[g.b];
   const int thread = static_cast<int>(threadIdx.x), dim = c.p.dim;
   const std::int64_t head = first_head(c, g);
-  auto* factors = reinterpret_cast<float4*>(dynamic_shared());  // [most_ranges + 1]
-  float4* z = factors + c.most_ranges + 1;                      // [dim]
+  auto* weights = reinterpret_cast<Weights*>(dynamic_shared());
+  auto* z = reinterpret_cast<float4*>(weights + 1);  // [dim]
   const bool bad =
       !fits(c, s) || c.num_components[g.h] < 0 || c.num_components[c.p.kv_heads + g.h] < 0;
-  const int ranges = ranges_of(c, s).count;
-  const float log_sum = weigh_parts(c, g, ranges, factors);
+  const bool coded = parts_of(c, s).count() > 0;
+  const float log_sum = weigh(c, g, weights);
   if (c.p.log_sums != nullptr && thread < g.lanes)
     c.p.log_sums[head + thread] = bad ? not_a_number() : log_sum;
-  float4 mass = zero4();  // of the coded tokens
-  for (int r = 0; r < ranges; ++r) mass = mass + factors[r] * c.totals[part_of(c, g.at, r)];
   for (int d = thread; d < dim; d += kSmallThreads) {
     float4 sum = zero4();
-    for (int tile = 0; tile < c.join_tiles && ranges > 0; ++tile)
+    for (int tile = 0; tile < c.join_tiles && coded; ++tile)
       sum = sum + c.products[(std::int64_t{g.at} * c.join_tiles + tile) * dim + d];
     z[d] = sum;
   }
   __syncthreads();
-  const float4 exact_factor = factors[c.most_ranges];
   for (int d = thread; d < dim; d += kSmallThreads) {
     float4 x = z[d];
     if (c.p.values.back_map != nullptr) {
@@ -1162,10 +700,9 @@ __global__ void __launch_bounds__(kSmallThreads, 4) finish_kernel(Call c) {
       x = zero4();
       for (int i = 0; i < dim; ++i) x = fma4(row[i], z[i], x);
     }
-    const float mean =
-        c.p.values.mean != nullptr && ranges > 0 ? c.p.values.mean[g.h * dim + d] : 0.0f;
-    x = fma4(mean, mass, x);
-    x = x + exact_factor * c.exact[std::int64_t{g.at} * (2 + dim) + 2 + d];
+    const float mean = c.p.values.mean != nullptr && coded ? c.p.values.mean[g.h * dim + d] : 0.0f;
+    x = fma4(mean, weights->mass, x);
+    x = x + weights->exact * c.exact[std::int64_t{g.at} * (2 + dim) + 2 + d];
     for (int lane = 0; lane < g.lanes; ++lane)
       c.p.out[(head + lane) * dim + d] = bad ? not_a_number() : lane_of(x, lane);
   }
@@ -1197,6 +734,8 @@ std::size_t at_least(std::size_t a, std::size_t b) { return a > b ? a : b; }
 struct Shapes {
   Table table = Table::kGlobal;
   bool shared_sums = false;
+  Tiles tiles = Tiles::kNone;
+  int level_floats = 0;  // room for weights of tiles
   int key_tile_blocks = 1, value_tile_blocks = 1;
   std::size_t scores_bytes = 0, values_bytes = 0, rebuilt_bytes = 0;  // shared memory
 };
@@ -1238,12 +777,34 @@ Shapes shapes_of(const Call& c) {
       (kBlockTokens * (dim + 4) + static_cast<std::size_t>(c.chunks) * 4 * dim) * sizeof(float) +
           (static_cast<std::size_t>(c.rotation.rotary_dim) / 2 + 2) * sizeof(float2) +
           kRebuildThreads / kWarpSize * sizeof(float4) + stage(1, c.bounds.key_block_bytes));
-  shapes.values_bytes = (kWarps + kThreads) * sizeof(float4) +
-                        stage(shapes.value_tile_blocks, c.bounds.value_block_bytes);
+
   const std::size_t sums =
-      static_cast<std::size_t>(c.p.values.num_atoms + c.bounds.value_extra) * 4 * sizeof(int);
-  shapes.shared_sums = shapes.values_bytes + sums <= limit;
-  if (shapes.shared_sums) shapes.values_bytes += sums;
+      static_cast<std::size_t>(c.p.values.num_atoms + c.bounds.value_extra) * sizeof(float4);
+  const std::size_t in_rows = (kWarps + kThreads) * sizeof(float4) +
+                              stage(shapes.value_tile_blocks, c.bounds.value_block_bytes);
+  if (c.p.value_tile_tokens == 0) {
+    shapes.shared_sums = in_rows + sums <= limit;
+    shapes.values_bytes = in_rows + (shapes.shared_sums ? sums : 0);
+    return shapes;
+  }
+  // Of the weights of kLevels as many copies as there is room for, at least one.
+  const bool levels = c.bounds.value_weights == CodedWeights::kLevels;
+  constexpr std::size_t kLeast = sizeof(float) << kTileCodeBits, kMost = 66 << 10;
+  const auto tile_bytes = [&](bool halfs, bool shared) {
+    const std::size_t row = halfs ? sizeof(Half4) : sizeof(float4);
+    return (kWarps + 1) * sizeof(float4) + (shared ? sums : 0) + (levels ? kLeast : 0) +
+           static_cast<std::size_t>(c.p.value_tile_tokens) * row;
+  };
+  shapes.shared_sums = at_least(in_rows + sums, tile_bytes(true, true)) <= limit;
+  const bool halfs = c.bounds.half_tables || tile_bytes(false, shapes.shared_sums) > limit;
+  shapes.tiles = halfs ? Tiles::kHalf : Tiles::kFloat;
+  std::size_t bytes = tile_bytes(halfs, shapes.shared_sums);
+  if (levels && bytes <= limit) {
+    const std::size_t room = limit - bytes < kMost - kLeast ? limit - bytes : kMost - kLeast;
+    shapes.level_floats = static_cast<int>((kLeast + room) / sizeof(float));
+    bytes += room;
+  }
+  shapes.values_bytes = at_least(in_rows + (shapes.shared_sums ? sums : 0), bytes);
   return shapes;
 }
 
@@ -1257,11 +818,13 @@ Call call_of(const AttentionProblem& problem, const AttentionBounds& bounds, Pie
   c.groups = problem.kv_heads * problem.batch * c.chunks;
   const int of_sequence = problem.kv_heads * c.chunks;
   c.most_ranges = bounds.multiprocessors > of_sequence ? bounds.multiprocessors / of_sequence : 1;
+  // One of tiles and one of tokens in rows at least.
+  c.most_parts = problem.value_tile_tokens > 0 && c.most_ranges == 1 ? 2 : c.most_ranges;
   c.key_rows = std::int64_t{problem.keys.num_atoms} + bounds.key_extra + bounds.key_components;
   c.value_rows =
       std::int64_t{problem.values.num_atoms} + bounds.value_extra + bounds.value_components;
   c.join_tiles = static_cast<int>((c.value_rows + kJoinRows - 1) / kJoinRows);
-  const std::int64_t groups = c.groups, dim = problem.dim, parts = groups * c.most_ranges;
+  const std::int64_t groups = c.groups, dim = problem.dim, parts = groups * c.most_parts;
   const int components = bounds.key_components > bounds.value_components ? bounds.key_components
                                                                          : bounds.value_components;
   c.queries = pieces.take<float4>(groups * dim);
@@ -1271,9 +834,9 @@ Call call_of(const AttentionProblem& problem, const AttentionBounds& bounds, Pie
   c.steps = pieces.take<float2>(kBlockTokens * (c.rotation.rotary_dim / 2));
   c.tables = pieces.take<float4>(c.rotates ? 0 : groups * c.key_rows);
   c.scores = pieces.take<float4>(groups * padded_tokens(bounds));
-  c.most = pieces.take<float4>(parts);
+  c.most = pieces.take<float4>(groups * c.most_ranges);
   c.totals = pieces.take<float4>(parts);
-  c.sums = pieces.take<float>(parts * 4 * c.value_rows);
+  c.sums = pieces.take<float4>(parts * c.value_rows);
   c.exact = pieces.take<float4>(groups * (2 + dim));
   c.products = pieces.take<float4>(groups * c.join_tiles * dim);
   if (!shapes_of(c).shared_sums)
@@ -1293,14 +856,20 @@ auto scores_with(CodedWeights weights) {
   }
 }
 template <bool kShared>
-auto values_with(CodedWeights weights) {
-  switch (weights) {
-    case CodedWeights::kFloat32:
-      return values_kernel<CodedWeights::kFloat32, kShared>;
-    case CodedWeights::kE4m3:
-      return values_kernel<CodedWeights::kE4m3, kShared>;
+auto values_with(CodedWeights weights, Tiles tiles) {
+  if (weights == CodedWeights::kFloat32)
+    return values_kernel<CodedWeights::kFloat32, Tiles::kNone, kShared>;
+  const bool levels = weights == CodedWeights::kLevels;
+  switch (tiles) {
+    case Tiles::kNone:
+      return levels ? values_kernel<CodedWeights::kLevels, Tiles::kNone, kShared>
+                    : values_kernel<CodedWeights::kE4m3, Tiles::kNone, kShared>;
+    case Tiles::kFloat:
+      return levels ? values_kernel<CodedWeights::kLevels, Tiles::kFloat, kShared>
+                    : values_kernel<CodedWeights::kE4m3, Tiles::kFloat, kShared>;
     default:
-      return values_kernel<CodedWeights::kLevels, kShared>;
+      return levels ? values_kernel<CodedWeights::kLevels, Tiles::kHalf, kShared>
+                    : values_kernel<CodedWeights::kE4m3, Tiles::kHalf, kShared>;
   }
 }
 
@@ -1318,10 +887,21 @@ Status check(const Call& c, const Shapes& shapes) {
     return invalid("attention: too many coded tokens in a sequence, must be below 2^30");
   if (c.rotates && (p.keys.back_map != nullptr || c.rotation.rotary_dim > p.dim))
     return invalid("attention: keys before RoPE take no map, and rotate at most dim dims");
+  if (p.value_tile_tokens != 0) {
+    if (p.value_tile_tokens < 0 || p.value_tile_tokens > kMostTileTokens ||
+        p.value_tile_tokens % kBlockTokens != 0)
+      return invalid("attention: value_tile_tokens must be a multiple of 64 in [64, 8192]");
+    if (c.bounds.value_weights == CodedWeights::kFloat32 || c.bounds.value_components > 0)
+      return invalid("attention: value tiles take no float weights and no components");
+    if (p.values.num_atoms + std::int64_t{c.bounds.value_extra} > kNoRow)
+      return invalid("attention: value tiles take at most 65535 atoms");
+  }
   const std::size_t scores = c.rotates ? shapes.rebuilt_bytes : shapes.scores_bytes;
   if (scores > c.bounds.shared_bytes || shapes.values_bytes > c.bounds.shared_bytes)
-    return invalid("attention: codes of so many bits do not fit the device's shared memory");
-  const std::int64_t most = std::int64_t{c.groups} * (c.most_ranges + c.chunks + 1);
+    return invalid(
+        "attention: codes of so many bits, or tiles of so many tokens, do not fit the device's "
+        "shared memory");
+  const std::int64_t most = std::int64_t{c.groups} * (c.most_parts + c.chunks + 1);
   const std::int64_t row_tiles = (p.keys.num_atoms + kTableRows - 1) / kTableRows + 1;
   if (most > 0x7fffffff || std::int64_t{c.groups} * c.join_tiles > 0x7fffffff ||
       row_tiles * c.groups > 0x7fffffff)
@@ -1362,7 +942,6 @@ Status attention(const AttentionProblem& problem,
   Status status = check(c, shapes);
   if (!status.ok()) return status;
   const std::size_t dim = static_cast<std::size_t>(problem.dim);
-  const std::size_t factors = static_cast<std::size_t>(c.most_ranges + 1) * sizeof(float4);
 
   status = launch(prepare_kernel,
                   blocks(c.groups + 2 * problem.kv_heads + (c.rotates ? kBlockTokens : 0)),
@@ -1408,14 +987,15 @@ Status attention(const AttentionProblem& problem,
   }
   if (!status.ok()) return status;
   if (bounds.coded_tokens > 0) {
-    status = launch(shapes.shared_sums ? values_with<true>(bounds.value_weights)
-                                       : values_with<false>(bounds.value_weights),
-                    blocks(std::int64_t{c.groups} * c.most_ranges),
+    status = launch(shapes.shared_sums ? values_with<true>(bounds.value_weights, shapes.tiles)
+                                       : values_with<false>(bounds.value_weights, shapes.tiles),
+                    blocks(std::int64_t{c.groups} * c.most_parts),
                     dim3(kThreads),
                     shapes.values_bytes,
                     stream,
                     c,
-                    shapes.value_tile_blocks);
+                    shapes.value_tile_blocks,
+                    shapes.level_floats);
     if (!status.ok()) return status;
     if (c.join_tiles > 0) {
       // Together where that leaves blocks enough.
@@ -1427,7 +1007,7 @@ Status attention(const AttentionProblem& problem,
           many ? join_kernel<kMostTogether> : join_kernel<1>,
           blocks(std::int64_t{dictionaries} * ((share + together - 1) / together) * c.join_tiles),
           dim3(kSmallThreads),
-          factors + static_cast<std::size_t>(together) * kJoinRows * sizeof(float4),
+          sizeof(Weights) + static_cast<std::size_t>(together) * kJoinRows * sizeof(float4),
           stream,
           c,
           share);
@@ -1437,7 +1017,7 @@ Status attention(const AttentionProblem& problem,
   return launch(finish_kernel,
                 blocks(c.groups),
                 dim3(kSmallThreads),
-                factors + dim * sizeof(float4),
+                sizeof(Weights) + dim * sizeof(float4),
                 stream,
                 c);
 }

@@ -86,6 +86,15 @@ __device__ inline void ldmatrix_x4(std::uint32_t (&d)[4], const void* row) {
 #endif
 }
 
+// Asks for the 128 bytes around an address, so that they are in L2 when they are read.
+__device__ inline void prefetch(const void* from) {
+#ifdef LEXICO_DEVICE_IS_EMULATED
+  (void)from;
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
+
 // Copies 16 bytes from global to shared memory, both aligned to 16, or stores zeros where !valid
 // (then `from` is not read). Done once cp_async_wait says so, and then only for this thread: a
 // barrier follows before others read.

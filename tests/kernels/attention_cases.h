@@ -36,6 +36,10 @@ struct AttentionSetting {
   bool interleaved = false;  // rotation
   std::vector<std::int64_t> left_out{};
   float query_size = 1;
+  int tile_tokens = 0;         // 0: all values are in rows
+  std::vector<int> tiles{-1};  // of each sequence in turn; -1: all that are full
+  int hot = 0;                 // percent of the slots that have atom 7
+  bool unused = false;         // kLevels: level 0 of each slot is 0, which a slot without use has
   unsigned seed = 1;
 };
 
@@ -43,6 +47,26 @@ inline AttentionSetting with(const std::function<void(AttentionSetting&)>& chang
   AttentionSetting setting;
   change(setting);
   return setting;
+}
+
+// What tile `tile` of a sequence's values is packed from; all on the host.
+inline ValueTileSource tile_source(const AttentionProblem& p,
+                                   const AttentionSequence& sequence,
+                                   int tile) {
+  ValueTileSource source;
+  source.layout = p.values.layout, source.layout_stride = p.values.layout_stride;
+  source.kv_heads = p.kv_heads;
+  source.num_atoms = p.values.num_atoms + sequence.values.num_extra;
+  source.tile_tokens = p.value_tile_tokens;
+  source.pages = sequence.values.pages, source.page_tokens = p.page_tokens;
+  source.first_token = std::int64_t{tile} * p.value_tile_tokens;
+  return source;
+}
+inline std::vector<std::uint8_t> pack_tile(const ValueTileSource& source) {
+  std::vector<std::uint8_t> workspace(value_tile_workspace_bytes(source.num_atoms), 0xa5);
+  std::vector<std::uint8_t> tile(value_tile_bytes(source, workspace.data()), 0xa5);
+  pack_value_tile(source, workspace.data(), tile.data());
+  return tile;
 }
 
 // |ours - dense| / |dense|, the largest of all heads.
@@ -82,6 +106,7 @@ class AttentionCase {
     problem.softmax_scale = 1 / std::sqrt(static_cast<float>(s.dim));
     problem.keys = keys_.space, problem.values = values_.space;
     problem.page_tokens = s.page_tokens;
+    problem.value_tile_tokens = s.tile_tokens;
     problem.exact_type = s.exact_type;
     if (s.rotary_dim > 0) {
       for (int i = 0; i < s.rotary_dim / 2; ++i)
@@ -166,6 +191,7 @@ class AttentionCase {
     if (s.means) space.mean = normals(at(s.kv_heads * dim), 0.5f);
     if (maps) space.map = normals(at(s.kv_heads * dim * dim), atom_size);
     space.levels = normals(at(s.slots << s.weight_bits));
+    for (int k = 0; k < s.slots && s.unused; ++k) space.levels[at(k << s.weight_bits)] = 0;
     for (int k = 0; k < 1 << s.scale_bits; ++k)
       space.scales.push_back(std::exp2(static_cast<float>(k % 7) * 0.3f - 1));
     const int layouts = s.residual ? s.kv_heads : 1;  // components of heads differ
@@ -218,6 +244,10 @@ class AttentionCase {
     sequence.first_position = s.first_position;
     sequence.keys = make_run(keys_, own.keys, tokens);
     sequence.values = make_run(values_, own.values, tokens);
+    if (s.tile_tokens > 0) {
+      const int tiles = s.tiles[at(b) % s.tiles.size()];
+      sequence.values.num_tiles = tiles < 0 ? static_cast<int>(tokens / s.tile_tokens) : tiles;
+    }
     for (const int count : s.exact) {
       ExactRun run;
       run.tokens = count;
@@ -285,6 +315,7 @@ class AttentionCase {
         const double scale = s.scale_bits == 0 ? 1.0 : space.scales[fields.scale];
         for (int k = 0; k < s.slots; ++k) {
           atoms[at(k)] = bits() % static_cast<unsigned>(s.num_atoms + s.extra);
+          if (s.hot > 0 && bits() % 100 < static_cast<unsigned>(s.hot)) atoms[at(k)] = 7;
           double weight = 0;
           if (s.weights == CodedWeights::kFloat32) {
             const float w = (bits() % 8 == 0) ? 0.0f : normals(1)[0];
@@ -342,7 +373,9 @@ class AttentionCase {
     return {run.addresses.data(),
             run.extra.data(),
             s.head_extra ? std::int64_t{s.extra} * dim : 0,
-            s.extra};
+            s.extra,
+            nullptr,
+            0};
   }
 
   void rotate(std::vector<double>& x, std::int64_t position) const {

@@ -52,7 +52,11 @@ class AttentionCuda : public test::DeviceTest {
       on.bounds.key_extra = std::max(on.bounds.key_extra, s.keys.num_extra);
       on.bounds.value_extra = std::max(on.bounds.value_extra, s.values.num_extra);
       put_run(host, *host.keys.layout, s.coded_tokens, s.keys);
+      std::vector<const std::uint8_t*> tiles;
+      for (int j = 0; j < s.values.num_tiles; ++j)
+        tiles.push_back(upload(pack_tile(tile_source(host, s, j))));
       put_run(host, *host.values.layout, s.coded_tokens, s.values);
+      s.values.tiles = upload(tiles);
       std::vector<ExactRun> runs(s.exact, s.exact + s.num_exact);
       for (ExactRun& run : runs) {
         const std::size_t count = size(host.kv_heads * run.head_stride);
@@ -152,8 +156,11 @@ class AttentionCuda : public test::DeviceTest {
     std::vector<const std::uint8_t*> pages;
     const std::size_t bytes =
         size(p.kv_heads * (p.page_tokens / kBlockTokens)) * block_bytes(layout) + kPageSlack;
-    for (std::int64_t first = 0; first < tokens; first += p.page_tokens)
-      pages.push_back(upload(run.pages[first / p.page_tokens], bytes));
+    const std::int64_t in_tiles = std::int64_t{run.num_tiles} * p.value_tile_tokens;
+    for (std::int64_t first = 0; first < tokens; first += p.page_tokens) {
+      const bool needed = std::min(tokens, first + p.page_tokens) > in_tiles;
+      pages.push_back(needed ? upload(run.pages[first / p.page_tokens], bytes) : nullptr);
+    }
     run.pages = upload(pages);
     const std::int64_t extra = std::int64_t{run.num_extra} * p.dim;
     run.extra_atoms = upload(run.extra_atoms,
@@ -474,6 +481,248 @@ TEST_F(AttentionCuda, NanAndInfInAWeightAreSeen) {
   }
 }
 
+// A setting that tiles take.
+AttentionSetting in_tiles(int tile_tokens, const std::function<void(AttentionSetting&)>& change) {
+  return with([&](auto& s) {
+    s.weights = CodedWeights::kLevels, s.scale_bits = 6, s.dim = 32, s.tile_tokens = tile_tokens;
+    s.coded = {3 * tile_tokens + 5};
+    change(s);
+  });
+}
+
+TEST_F(AttentionCuda, ValuesInTiles) {
+  for (const int tile : {64, 128, 192, 512, 2048}) {
+    for (const std::int64_t coded :
+         {tile - 1, tile, tile + 1, 3 * tile - 1, 3 * tile, 3 * tile + 1}) {
+      SCOPED_TRACE(testing::Message() << coded << " tokens in tiles of " << tile);
+      expect_as_dense(in_tiles(tile, [&](auto& s) { s.coded = {coded}, s.num_atoms = 300; }));
+      expect_as_dense(in_tiles(tile, [&](auto& s) {
+        s.coded = {coded}, s.weights = CodedWeights::kE4m3, s.scale_bits = 0, s.page_tokens = 512;
+      }));
+    }
+  }
+  // The largest tile, rows of every length, and one that is as long as the tile.
+  expect_as_dense(in_tiles(8192, [](auto& s) {
+    s.coded = {8192}, s.kv_heads = 1, s.dim = 8, s.hot = 20, s.num_atoms = 600;
+  }));
+}
+
+TEST_F(AttentionCuda, TilesOfEveryCode) {
+  for (const int rotary : {0, 32}) {
+    for (int bits = 1; bits <= 8; ++bits) {
+      SCOPED_TRACE(bits);
+      expect_as_dense(in_tiles(128, [&](auto& s) {
+        s.weight_bits = bits, s.scale_bits = bits - 1, s.rotary_dim = rotary;
+      }));
+    }
+    expect_as_dense(
+        in_tiles(128, [&](auto& s) { s.slots = 1, s.weight_bits = 1, s.rotary_dim = rotary; }));
+    expect_as_dense(in_tiles(128, [&](auto& s) { s.slots = 63, s.coded = {300}; }));  // 2016 codes
+  }
+}
+
+TEST_F(AttentionCuda, TilesOfEveryGroup) {
+  for (int group = 1; group <= 9; ++group) {
+    SCOPED_TRACE(group);
+    expect_as_dense(in_tiles(256, [&](auto& s) {
+      s.group = group, s.kv_heads = 3, s.means = true, s.maps = true, s.head_atoms = group % 2 == 0;
+    }));
+  }
+}
+
+TEST_F(AttentionCuda, TilesWithAtomsThatManyOrNoTokensUse) {
+  for (const int hot : {0, 3, 40, 100}) {
+    for (const int atoms : {8, 300, 5000, 20000}) {  // 20000: sums have no room in shared memory
+      SCOPED_TRACE(testing::Message() << atoms << " atoms, " << hot << " % of slots one of them");
+      expect_as_dense(in_tiles(512, [&](auto& s) {
+        s.hot = hot, s.num_atoms = atoms, s.kv_heads = atoms > 10000 ? 1 : 2;
+      }));
+    }
+  }
+}
+
+TEST_F(AttentionCuda, TilesWithUnusedSlots) {
+  expect_as_dense(in_tiles(256, [](auto& s) { s.unused = true, s.weight_bits = 1; }));
+  // And with nothing else: no head of the tile has a row.
+  AttentionCase c(in_tiles(64, [](auto& s) { s.coded = {128}, s.exact = {}; }));
+  std::vector<float> zeros(size(c.s.slots << c.s.weight_bits), 0.0f);
+  CodeLayout layout = *c.problem.values.layout;
+  layout.levels = zeros.data();
+  c.problem.values.layout = &layout;
+  for (const float x : run(c).out) EXPECT_EQ(x, 0.0f);
+}
+
+TEST_F(AttentionCuda, TilesWithAtomsOfOneSequence) {
+  for (const bool head_extra : {false, true}) {
+    expect_as_dense(in_tiles(128, [&](auto& s) {
+      s.extra = 13, s.head_extra = head_extra, s.batch = 2, s.coded = {400, 128};
+    }));
+  }
+}
+
+TEST_F(AttentionCuda, SequencesWithAndWithoutTiles) {
+  expect_as_dense(in_tiles(128, [](auto& s) {
+    s.batch = 6, s.coded = {900, 128, 500, 900, 60, 0}, s.tiles = {-1, 1, 0, 2, 0, 0};
+  }));
+}
+
+TEST_F(AttentionCuda, TokensLeftOutOfTiles) {
+  std::vector<std::int64_t> whole_tile, most;
+  for (std::int64_t t = 0; t < 1000; ++t) {
+    if (t < 256) whole_tile.push_back(t);
+    if (t != 700) most.push_back(t);
+  }
+  for (const auto& left_out : {std::vector<std::int64_t>{0, 255, 256, 990}, whole_tile, most}) {
+    for (const int exact : {0, 5}) {
+      for (const bool halfs : {false, true}) {
+        SCOPED_TRACE(testing::Message() << left_out.size() << " of tokens, halfs " << halfs);
+        const AttentionCase c(in_tiles(256, [&](auto& s) {
+          s.coded = {1000}, s.left_out = left_out, s.exact = {exact}, s.rotary_dim = 16;
+        }));
+        OnDevice on;
+        put(c.problem, on);
+        on.bounds.half_tables = halfs;
+        EXPECT_LE(worst_error(run(on).out, c.dense(), c.s.dim), halfs ? 2e-3 : 1e-5);
+      }
+    }
+  }
+}
+
+TEST_F(AttentionCuda, TilesOnAnyNumberOfProcessors) {
+  const AttentionCase c(in_tiles(512, [](auto& s) {
+    s.batch = 2, s.coded = {2900, 512}, s.num_atoms = 2000, s.hot = 30;
+  }));
+  const std::vector<double> dense = c.dense();
+  OnDevice on;
+  put(c.problem, on);
+  for (const int processors : {1, 2, 3, 7, 12, 1000}) {
+    SCOPED_TRACE(processors);
+    on.bounds.multiprocessors = processors;
+    reserve(on);
+    EXPECT_LE(worst_error(run(on).out, dense, c.s.dim), 1e-5);
+  }
+}
+
+TEST_F(AttentionCuda, HalfFloatsForTilesLoseLittle) {
+  // Keys before RoPE have no table, so what is lost is lost in tiles. Scales and scores of any
+  // size: a half holds 2^-24 to 2^16.
+  for (const float factor : {1e-20f, 1.0f, 1e20f}) {
+    for (const float query_size : {1.0f, 30.0f}) {
+      AttentionCase c(in_tiles(512, [&](auto& s) {
+        s.rotary_dim = 16, s.exact = {}, s.coded = {1600}, s.query_size = query_size;
+      }));
+      std::vector<float> scales(c.problem.values.layout->scales,
+                                c.problem.values.layout->scales + 64);
+      CodeLayout layout = *c.problem.values.layout;
+      for (float& x : scales) x *= factor;
+      layout.scales = scales.data();
+      std::vector<double> dense = c.dense();
+      for (double& x : dense) x *= static_cast<double>(factor);
+      c.problem.values.layout = &layout;
+      OnDevice on;
+      put(c.problem, on);
+      EXPECT_LE(worst_error(run(on).out, dense, c.s.dim), query_size > 1 ? 1e-4 : 1e-5);
+      on.bounds.half_tables = true;
+      EXPECT_LE(worst_error(run(on).out, dense, c.s.dim), 2e-3);
+      EXPECT_GT(worst_error(run(on).out, dense, c.s.dim), 1e-5);  // they were used
+      on.bounds.half_tables = false;
+      on.bounds.shared_bytes = 40 << 10;  // room for these alone
+      reserve(on);
+      EXPECT_LE(worst_error(run(on).out, dense, c.s.dim), 2e-3);
+    }
+  }
+}
+
+TEST_F(AttentionCuda, NanInTiles) {
+  for (const bool halfs : {false, true}) {
+    AttentionCase c(in_tiles(256, [](auto& s) { s.exact = {}, s.rotary_dim = 16; }));
+    OnDevice on;
+    const auto result = [&] {
+      put(c.problem, on);
+      on.bounds.half_tables = halfs;
+      std::vector<float> out = run(on).out;
+      release_all();
+      return out;
+    };
+    const std::vector<float> good = result();
+    const std::size_t head = 5, dim = size(c.s.dim);
+    c.queries[head * dim + 3] = std::numeric_limits<float>::quiet_NaN();
+    c.problem.queries = c.queries.data();
+    const std::vector<float> bad = result();
+    for (std::size_t i = 0; i < bad.size(); ++i) {
+      if (i / dim == head) {
+        EXPECT_TRUE(std::isnan(bad[i])) << i;
+      } else {
+        EXPECT_EQ(bad[i], good[i]) << i;
+      }
+    }
+    c.queries[head * dim + 3] = 1;
+    for (const float value : {NAN, INFINITY}) {  // of levels, then of scales
+      CodeLayout layout = *c.problem.values.layout;
+      std::vector<float> levels(layout.levels, layout.levels + (c.s.slots << c.s.weight_bits));
+      std::vector<float> scales(layout.scales, layout.scales + 64);
+      levels[3] = value;
+      layout.levels = levels.data();
+      const CodeLayout* const before = c.problem.values.layout;
+      c.problem.values.layout = &layout;
+      for (const float x : result()) EXPECT_FALSE(std::isfinite(x));
+      levels[3] = 1;
+      scales[5] = value;
+      layout.scales = scales.data();
+      for (const float x : result()) EXPECT_FALSE(std::isfinite(x));
+      c.problem.values.layout = before;
+    }
+  }
+}
+
+TEST_F(AttentionCuda, OrderAndCompanyDoNotMatterToTiles) {
+  for (const bool halfs : {false, true}) {
+    AttentionCase c(in_tiles(256, [](auto& s) {
+      s.batch = 2, s.coded = {2000, 333}, s.hot = 25, s.num_atoms = 500, s.slots = 9;
+    }));
+    const auto result = [&] {
+      OnDevice on;
+      put(c.problem, on);
+      on.bounds.half_tables = halfs;
+      reserve(on);
+      std::vector<float> out = run(on).out;
+      release_all();
+      return out;
+    };
+    std::vector<float> first;
+    test::in_several_orders([&] {
+      const std::vector<float> now = result();
+      if (!first.empty()) {
+        EXPECT_EQ(now, first);
+      }
+      first = now;
+    });
+    c.problem.batch = c.s.batch = 1;
+    const std::vector<float> alone = result();
+    for (std::size_t i = 0; i < alone.size(); ++i) EXPECT_EQ(alone[i], first[i]);
+  }
+}
+
+TEST_F(AttentionCuda, TilesBeyondTheBoundsAreNan) {
+  AttentionCase c(in_tiles(128, [](auto& s) { s.extra = 3, s.coded = {300}; }));
+  OnDevice on;
+  put(c.problem, on);
+  const auto sequence = download(on.problem.sequences, 1)[0];
+  const auto is_nan = [&](const std::function<void(AttentionSequence&)>& change) {
+    AttentionSequence wrong = sequence;
+    change(wrong);
+    on.problem.sequences = upload(std::vector<AttentionSequence>{wrong});
+    const Result result = run(on);
+    for (const float x : result.out) EXPECT_TRUE(std::isnan(x));
+    for (const float x : result.log_sums) EXPECT_TRUE(std::isnan(x));
+  };
+  is_nan([](auto& s) { s.coded_tokens = 255; });  // two tiles are more
+  is_nan([](auto& s) { s.values.num_tiles = -1; });
+  is_nan([](auto& s) { s.values.num_extra = 2; });  // the tiles have three
+  on.problem.value_tile_tokens = 0;
+  is_nan([](auto&) {});
+}
+
 TEST_F(AttentionCuda, OrderAndCompanyDoNotMatter) {
   for (const int rotary : {0, 64}) {
     AttentionCase c(with([&](auto& s) {
@@ -539,6 +788,21 @@ TEST_F(AttentionCuda, WhatCannotBeRunIsSaid) {
   refused([](auto& o) { o.bounds.multiprocessors = 0; }, "attention_device");
   refused([](auto& o) { o.bounds.shared_bytes = 20 << 10; }, "shared memory");
   refused([](auto& o) { o.bounds.coded_tokens = std::int64_t{1} << 31; }, "coded tokens");
+  const auto no_tiles = [&](const std::function<void(OnDevice&)>& change, const char* word) {
+    refused(
+        [&](auto& o) {
+          o.problem.value_tile_tokens = 8192;
+          o.bounds.value_weights = CodedWeights::kE4m3;
+          change(o);
+        },
+        word);
+  };
+  for (const int tokens : {-64, 65, 8256})
+    no_tiles([&](auto& o) { o.problem.value_tile_tokens = tokens; }, "value_tile_tokens");
+  no_tiles([](auto& o) { o.bounds.value_weights = CodedWeights::kFloat32; }, "float weights");
+  no_tiles([](auto& o) { o.bounds.value_components = 1; }, "components");
+  no_tiles([](auto& o) { o.bounds.value_extra = 65536; }, "atoms");
+  no_tiles([](auto& o) { o.bounds.shared_bytes = 60 << 10; }, "tiles of so many tokens");
 }
 
 TEST_F(AttentionCuda, EveryFailingCallIsReported) {

@@ -366,5 +366,22 @@ TEST(CodedBlock, FieldsComeBackAndTakeTheirBitsExactly) {
   }
 }
 
+TEST(AttentionOnTheCpu, TakesNoValueTiles) {
+  AttentionCase c(with([](auto& s) {
+    s.weights = CodedWeights::kE4m3, s.batch = 2, s.tile_tokens = 64, s.tiles = {0, 1};
+  }));
+  std::vector<float> out(c.queries.size(), 7.0f);
+  c.problem.out = out.data();
+  std::vector<char> workspace(cpu::attention_workspace_bytes(c.problem));
+  const Status status = cpu::attention(c.problem, workspace.data());
+  EXPECT_NE(status.code, 0);
+  EXPECT_NE(std::string(status.what).find("tiles"), std::string::npos) << status.what;
+  for (const float x : out) EXPECT_EQ(x, 7.0f);
+  // Without any sequence that has one they are no matter.
+  c.s.tiles = {0};
+  AttentionCase none(c.s);
+  EXPECT_LE(worst_error(none.run(), none.dense(), none.s.dim), 1e-5);
+}
+
 }  // namespace
 }  // namespace lexico::kernels
