@@ -126,7 +126,10 @@ class AttentionOnDevice : public test::DeviceTest {
   }
   // Random operations of so many seeds for each case.
   void run_on_device(std::vector<CacheCase> cases, unsigned seeds) {
-    for (CacheCase& c : cases) c.options.device = "cuda";
+    for (CacheCase& c : cases) {
+      c.options.device = "cuda";
+      c.options.value_tile_tokens = 64;
+    }
     const auto attend = [this](CompressedCache& cache,
                                int layer,
                                const std::vector<int>& numbers,
@@ -206,6 +209,47 @@ TEST_F(AttentionOnDevice, FollowsSequencesThatGrowForkAndAreCutBack) {
   both.append(a, 29);
   both.append(fork, 200);
   expect_the_same(both, {&a, &fork}, scratch);
+}
+
+TEST_F(AttentionOnDevice, ValuesInTilesAreThoseInRows) {
+  using Coding = CodeFormat::Coding;
+  for (const Coding coding : {Coding::kExact, Coding::kFp8Int16, Coding::kPacked}) {
+    for (const int groups : {0, 1}) {
+      if (groups > 0 && coding != Coding::kPacked) continue;
+      SCOPED_TRACE(testing::Message()
+                   << "coding " << static_cast<int>(coding) << " groups " << groups);
+      const Layer layer{dictionary(Kind::kKeys, coding, true, 0),
+                        dictionary(Kind::kValues, coding, true, groups),
+                        {}};
+      AttentionOptions options;
+      options.value_tile_tokens = 64;
+      options.own_atoms = 3;
+      Both both(layer, options);
+      Both::Sequence a = both.sequence();
+      AttentionScratch scratch;
+      for (const std::int64_t tokens : {63, 1, 70, 256}) {
+        both.append(a, tokens);
+        expect_the_same(both, {&a}, scratch);
+      }
+      Both::Sequence fork = a;
+      both.add_atom(a);
+      both.append(a, 100);
+      both.append(fork, 10);
+      expect_the_same(both, {&fork, &a}, scratch);
+      for (int i = 0; i < 2; ++i) a.keys[i].truncate(200), a.values[i].truncate(200);
+      expect_the_same(both, {&a, &fork}, scratch);
+      both.append(a, 130);
+      expect_the_same(both, {&a, &fork}, scratch);
+    }
+  }
+  const Dictionary d = dictionary(Kind::kKeys, Coding::kPacked, false, 0);
+  AttentionOptions options;
+  options.kv_heads = kHeads;
+  options.value_tile_tokens = 100;
+  EXPECT_NE(test::message_of<InvalidArgument>([&] {
+              LayerAttention({&d}, {&d}, options);
+            }).find("value_tile_tokens is 100"),
+            std::string::npos);
 }
 
 TEST_F(AttentionOnDevice, HalfTablesAreCloseAndNotTheSame) {

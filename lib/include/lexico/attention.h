@@ -13,6 +13,7 @@
 namespace lexico {
 
 namespace detail {
+class DeviceBuffer;
 struct DeviceScratch;
 class MirroredBytes;
 }  // namespace detail
@@ -37,9 +38,14 @@ struct AttentionOptions {
   /// Where to attend: cpu, cuda or cuda:N. On a GPU queries, out, log_sums and exact tokens lie
   /// there; codes are kept by the host and copied there as they grow (docs/gpu.md).
   std::string device = "cpu";
-  /// On a GPU, keys after RoPE: the products of queries and atoms are rounded to half floats (a
-  /// relative 2^-11 of each term of a score), which is half as much to read.
+  /// On a GPU: products of queries and atoms, and softmax weights of tiles, are rounded to half
+  /// floats (a relative 2^-11 of each term), which is half as much to read.
   bool half_tables = false;
+  /// On a GPU: values of every so many tokens are sorted by atom there, once they are full: faster,
+  /// for about a quarter more memory of values on the device and some 1 us of the host for each
+  /// token and KV head (docs/gpu.md). 0: off; else a multiple of 64 up to 8192. Formats with
+  /// residual codes or exact weights, and more than 65535 atoms, stay as they are.
+  int value_tile_tokens = 0;
 };
 
 class LayerAttention;
@@ -91,6 +97,8 @@ class CodedVectors {
 
   std::shared_ptr<const Frame> frame_;
   std::vector<std::shared_ptr<detail::MirroredBytes>> pages_;
+  // Of a GPU: made when attention first needs them; of full tiles, which no append changes.
+  mutable std::vector<std::shared_ptr<detail::DeviceBuffer>> tiles_;
   std::vector<std::vector<std::uint16_t>> own_;  // of each dictionary: halfs
   std::int64_t tokens_ = 0;
 };

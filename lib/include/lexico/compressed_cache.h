@@ -64,7 +64,8 @@ struct CacheOptions {
   /// Where to compress and to attend: cpu, cuda or cuda:N. On a GPU queries, out and log_sums of
   /// attend lie there; new tokens come from the host, which keeps all and saves it (docs/gpu.md).
   std::string device = "cpu";
-  bool half_tables = false;  ///< AttentionOptions::half_tables
+  bool half_tables = false;   ///< AttentionOptions::half_tables
+  int value_tile_tokens = 0;  ///< AttentionOptions::value_tile_tokens
 };
 
 /// What happened so far, in all sequences, removed ones included.

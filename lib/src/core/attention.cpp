@@ -1,6 +1,8 @@
 // Dictionaries and codes as the attention kernel reads them.
 #include "lexico/attention.h"
 
+#include <omp.h>
+
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
@@ -222,6 +224,14 @@ CodedVectors::Frame::Frame(const std::vector<const Dictionary*>& dictionaries,
   }
 }
 
+// Where codes of values have that form.
+void CodedVectors::Frame::take_tiles(int tokens) {
+  const bool fit = std::all_of(layouts.begin(), layouts.end(), [&](const auto& of) {
+    return kernels::value_tiles_fit(of, tokens, num_atoms + own_atoms);
+  });
+  tile_tokens = tokens > 0 && fit ? tokens : 0;
+}
+
 void CodedVectors::Frame::unpack(const std::uint8_t* records,
                                  std::int64_t tokens,
                                  std::uint32_t* fields) const {
@@ -425,6 +435,8 @@ void CodedVectors::truncate(std::int64_t tokens) {
     throw_invalid("tokens to keep are ", tokens, ", must be in [0, ", tokens_, "]");
   tokens_ = tokens;
   pages_.resize(frame_->pages_for(tokens));
+  if (frame_->tile_tokens > 0)
+    tiles_.resize(std::min(tiles_.size(), size_of(tokens / frame_->tile_tokens)));
 }
 
 void CodedVectors::add_atom(const float* atom, int dictionary) {
@@ -485,6 +497,15 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
       options.page_tokens % kernels::kBlockTokens != 0)
     throw_invalid(
         "page_tokens is ", options.page_tokens, ", must be a multiple of ", kernels::kBlockTokens);
+  if (options.value_tile_tokens < 0 || options.value_tile_tokens > kernels::kMostTileTokens ||
+      options.value_tile_tokens % kernels::kBlockTokens != 0)
+    throw_invalid("value_tile_tokens is ",
+                  options.value_tile_tokens,
+                  ", must be a multiple of ",
+                  kernels::kBlockTokens,
+                  " in [0, ",
+                  kernels::kMostTileTokens,
+                  "]");
   if (keys.empty() || values.empty())
     throw_invalid(keys.empty() ? "keys" : "values", ": no dictionary");
   Impl& impl = *impl_;
@@ -493,7 +514,9 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
   const int device = options.device == "cpu" ? -1 : detail::device_of(options.device);
   impl.keys = std::make_shared<CodedVectors::Frame>(
       keys, options, impl.rotates, impl.rotates && options.half_keys);
-  impl.values = std::make_shared<CodedVectors::Frame>(values, options, false, false);
+  const auto of_values = std::make_shared<CodedVectors::Frame>(values, options, false, false);
+  if (device >= 0) of_values->take_tiles(options.value_tile_tokens);
+  impl.values = of_values;
   if (impl.keys->dim != impl.values->dim)
     throw_invalid(
         "keys have dim ", impl.keys->dim, ", values ", impl.values->dim, ", must be equal");
@@ -514,6 +537,7 @@ CodedVectors LayerAttention::coded_keys() const { return CodedVectors(impl_->key
 CodedVectors LayerAttention::coded_values() const { return CodedVectors(impl_->values); }
 
 void detail::AttentionCall::point_to(const std::uint8_t* const* its_pages,
+                                     const std::uint8_t* const* its_tiles,
                                      const kernels::ExactRun* its_exact,
                                      const std::int64_t* its_left_out,
                                      const float* its_own) {
@@ -526,10 +550,57 @@ void detail::AttentionCall::point_to(const std::uint8_t* const* its_pages,
       run->extra_atoms = its_own;
       its_own += num_own[at++];
     }
+    s.values.tiles = its_tiles;
+    its_tiles += s.values.num_tiles;
     s.exact = its_exact;
     its_exact += s.num_exact;
     s.left_out = its_left_out;
     its_left_out += s.num_left_out;
+  }
+}
+
+// Values of full tiles that are not on the device yet.
+void LayerAttention::Impl::make_tiles(const CodedVectors& coded, detail::Uploads& uploads) const {
+  const CodedVectors::Frame& f = *values;
+  const std::size_t first = coded.tiles_.size();
+  const std::size_t count = size_of(coded.tokens() / f.tile_tokens) - first;
+  if (count == 0) return;
+  std::vector<const std::uint8_t*> pages;
+  for (const auto& page : coded.pages_) pages.push_back(page->data());
+  kernels::ValueTileSource source;
+  source.layout = f.layouts.data();
+  source.layout_stride = f.layouts.size() > 1 ? 1 : 0;
+  source.kv_heads = f.kv_heads;
+  source.num_atoms = f.num_atoms + f.own_atoms;
+  source.tile_tokens = f.tile_tokens;
+  source.pages = pages.data();
+  source.page_tokens = f.page_tokens;
+  const int threads = options.threads > 0 ? options.threads : omp_get_num_procs();
+  std::vector<std::vector<std::uint32_t>> scratch(count);
+  for (auto& numbers : scratch)
+    numbers.resize(kernels::value_tile_workspace_bytes(source.num_atoms) / sizeof(std::uint32_t));
+  std::vector<std::size_t> sizes(count);
+  std::vector<std::vector<std::uint8_t>> packed(count);
+  const auto each_tile = [&](auto&& make) {  // which must not allocate
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (count > 1)
+    for (std::size_t i = 0; i < count; ++i) {
+      kernels::ValueTileSource tile = source;
+      tile.first_token = static_cast<std::int64_t>(first + i) * f.tile_tokens;
+      make(tile, i);
+    }
+  };
+  each_tile([&](const kernels::ValueTileSource& tile, std::size_t i) {
+    sizes[i] = kernels::value_tile_bytes(tile, scratch[i].data());
+  });
+  for (std::size_t i = 0; i < count; ++i) packed[i].resize(sizes[i]);
+  each_tile([&](const kernels::ValueTileSource& tile, std::size_t i) {
+    kernels::pack_value_tile(tile, scratch[i].data(), packed[i].data());
+  });
+  for (const std::vector<std::uint8_t>& bytes : packed) {
+    auto tile = std::make_shared<detail::DeviceBuffer>();
+    throw_if_failed(tile->reserve(bytes.size()), "attention: device memory for a tile of values");
+    uploads.copy(tile->data(), bytes.data(), bytes.size());
+    coded.tiles_.push_back(std::move(tile));
   }
 }
 
@@ -583,10 +654,22 @@ detail::AttentionCall LayerAttention::Impl::collect(const std::vector<Sequence>&
       (of_values ? coded.values : coded.keys) = from.frame_->run_of(from.own_, call.own);
       call.num_own.push_back(call.own.size() - own_before);
       call.num_pages.push_back(from.pages_.size());
-      for (const auto& page : from.pages_)
-        call.pages.push_back(uploads == nullptr
-                                 ? page->data()
+      std::int64_t in_tiles = 0;
+      if (from.frame_->tile_tokens > 0 && uploads != nullptr) {
+        make_tiles(from, *uploads);
+        for (const auto& tile : from.tiles_)
+          call.tiles.push_back(reinterpret_cast<const std::uint8_t*>(tile->data()));
+        coded.values.num_tiles = static_cast<int>(from.tiles_.size());
+        in_tiles = coded.values.num_tiles * std::int64_t{from.frame_->tile_tokens};
+      }
+      std::int64_t end = 0;  // of a page's tokens
+      for (const auto& page : from.pages_) {
+        end += from.frame_->page_tokens;
+        call.pages.push_back(uploads == nullptr ? page->data()
+                             : end <= in_tiles
+                                 ? nullptr
                                  : page->on_device(device->pages(of_values), *uploads));
+      }
     }
     call.sequences.push_back(coded);
   }
@@ -603,6 +686,7 @@ kernels::AttentionProblem LayerAttention::Impl::problem() const {
   p.values = values->space;
   p.rotation = rotates ? &rotation : nullptr;
   p.page_tokens = options.page_tokens;
+  p.value_tile_tokens = values->tile_tokens;
   p.exact_type = options.exact == ExactNumbers::kFloat32   ? kernels::ExactType::kFloat32
                  : options.exact == ExactNumbers::kFloat16 ? kernels::ExactType::kFloat16
                                                            : kernels::ExactType::kBFloat16;
@@ -630,7 +714,8 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
     return;
   }
   detail::AttentionCall call = impl_->collect(sequences, nullptr);
-  call.point_to(call.pages.data(), call.exact.data(), call.left_out.data(), call.own.data());
+  call.point_to(
+      call.pages.data(), nullptr, call.exact.data(), call.left_out.data(), call.own.data());
   p.sequences = call.sequences.data();
   const std::size_t bytes = kernels::cpu::attention_workspace_bytes(p);
   try {

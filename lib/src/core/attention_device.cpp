@@ -185,12 +185,14 @@ void DeviceAttention::attend(kernels::AttentionProblem problem,
   Arrays arrays;
   const std::size_t sequences = arrays.add(call.sequences.data(), call.sequences.size());
   const std::size_t pages = arrays.add(call.pages.data(), call.pages.size());
+  const std::size_t tiles = arrays.add(call.tiles.data(), call.tiles.size());
   const std::size_t exact = arrays.add(call.exact.data(), call.exact.size());
   const std::size_t left_out = arrays.add(call.left_out.data(), call.left_out.size());
   const std::size_t own = arrays.add(call.own.data(), call.own.size());
   reserve(
       scratch.memory, arrays.bytes() + cuda::attention_workspace_bytes(problem, bounds), "scratch");
   call.point_to(at<const std::uint8_t*>(scratch.memory, pages),
+                at<const std::uint8_t*>(scratch.memory, tiles),
                 at<kernels::ExactRun>(scratch.memory, exact),
                 at<std::int64_t>(scratch.memory, left_out),
                 at<float>(scratch.memory, own));

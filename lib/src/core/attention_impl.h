@@ -18,6 +18,7 @@ struct CodedVectors::Frame {
   int kv_heads = 0, dim = 0, num_atoms = 0, page_tokens = 0;
   int num_dictionaries = 1;
   int own_atoms = 0;                   // of each dictionary, at most
+  int tile_tokens = 0;                 // on the device; 0: no tiles
   bool folds = false;                  // atoms are a copy of each head, with its map in them
   const CodeFormat* format = nullptr;  // sizes are those of every head
   std::size_t block_bytes = 0;
@@ -68,6 +69,7 @@ struct CodedVectors::Frame {
         bool fold_map,
         bool half);
   void add_layout(const Dictionary& dictionary, int group);
+  void take_tiles(int tokens);
 };
 
 namespace detail {
@@ -78,11 +80,13 @@ struct AttentionCall {
   std::vector<const std::uint8_t*> pages;       // of a sequence's keys, then of its values
   std::vector<float> own;                       // atoms: likewise
   std::vector<std::size_t> num_pages, num_own;  // likewise: pointers, numbers
+  std::vector<const std::uint8_t*> tiles;       // of a sequence's values
   std::vector<kernels::ExactRun> exact;
   std::vector<std::int64_t> left_out;
 
   /// Has the sequences point to where the arrays lie, here or on a device.
   void point_to(const std::uint8_t* const* its_pages,
+                const std::uint8_t* const* its_tiles,
                 const kernels::ExactRun* its_exact,
                 const std::int64_t* its_left_out,
                 const float* its_own);
@@ -148,6 +152,7 @@ struct LayerAttention::Impl {
   std::unique_ptr<detail::DeviceAttention> device;  // or nullptr: the CPU
 
   void set_rotation(const Rope& rope, int layer);
+  void make_tiles(const CodedVectors& coded, detail::Uploads& uploads) const;
   kernels::AttentionProblem problem() const;  // without a batch
   detail::AttentionCall collect(const std::vector<Sequence>& sequences,
                                 detail::Uploads* uploads) const;

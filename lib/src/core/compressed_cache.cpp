@@ -306,6 +306,7 @@ void CompressedCache::Impl::make_layer(int layer) {
   a.threads = options.threads;
   a.device = options.device;
   a.half_tables = options.half_tables;
+  a.value_tile_tokens = options.value_tile_tokens;
   try {
     to.attention = std::make_unique<LayerAttention>(used[0], used[1], a, set.key_stage, rope);
   } catch (const InvalidArgument& error) {
