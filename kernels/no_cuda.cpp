@@ -34,7 +34,9 @@ Status attention(const AttentionProblem&, const AttentionBounds&, void*, Stream)
 }
 
 Status plan_pursuit(const PursuitProblem&, PursuitPath, PursuitPlan*) { return kNotBuilt; }
-Status pursuit(const PursuitProblem&, const PursuitPlan&, void*, bool, Stream) { return kNotBuilt; }
+Status pursuit(const PursuitProblem&, const PursuitPlan&, void*, bool, Stream, void*) {
+  return kNotBuilt;
+}
 
 Status sparse_residual(const SparseProblem&, const float*, float*, float*, float*, Stream) {
   return kNotBuilt;

@@ -127,13 +127,15 @@ Status plan_pursuit(const PursuitProblem& problem, PursuitPath wanted, PursuitPl
 /// Encodes: all picks in one launch, after one that prepares the atoms. Waits for nothing; needs no
 /// memory but the workspace of plan.workspace_bytes, aligned to 256 bytes. The same bits in every
 /// run with the same plan. Where it fails nothing, or nothing but the workspace, was written.
-/// @param prepared  the workspace holds what an earlier call with this plan and these atoms left in
-/// it.
+/// @param prepared  the workspace holds what an earlier call with this path, signals_per_block and
+/// these atoms left in its first plan.prepared_bytes.
+/// @param apart     nullptr, or memory of its own for these; the workspace has then so many less.
 Status pursuit(const PursuitProblem& problem,
                const PursuitPlan& plan,
                void* workspace,
                bool prepared,
-               Stream stream);
+               Stream stream,
+               void* apart = nullptr);
 
 }  // namespace cuda
 

@@ -68,15 +68,16 @@ bool takes_wgmma(const PursuitProblem& p, const DeviceLimits& device) {
          wgmma_shared_bytes(p) <= device.shared_bytes;
 }
 
-TensorSpace lay_out(const PursuitProblem& p, void* workspace, std::size_t* scratch_at) {
+// Where the prepared atoms go, with the scratch behind them.
+TensorSpace lay_out(const PursuitProblem& p, void* memory, std::size_t* prepared_bytes) {
   const std::size_t rows = static_cast<std::size_t>(p.num_dictionaries) *
                            static_cast<std::size_t>(padded_atoms(p)),
                     atoms_bytes = aligned(rows * static_cast<std::size_t>(padded_dim(p.dim)) * 2),
                     norms_bytes = aligned(rows * sizeof(float));
-  unsigned char* const base = static_cast<unsigned char*>(workspace);
-  *scratch_at = atoms_bytes + norms_bytes;
+  unsigned char* const base = static_cast<unsigned char*>(memory);
+  *prepared_bytes = atoms_bytes + norms_bytes;
   if (base == nullptr) return {};
-  return {base, reinterpret_cast<float*>(base + atoms_bytes), base + *scratch_at};
+  return {base, reinterpret_cast<float*>(base + atoms_bytes), base + *prepared_bytes};
 }
 
 void plan_tensor(const PursuitProblem& p,
@@ -173,11 +174,13 @@ Status pursuit(const PursuitProblem& p,
                const PursuitPlan& plan,
                void* workspace,
                bool prepared,
-               Stream stream) {
+               Stream stream,
+               void* apart) {
   if (p.num_signals == 0) return {};
   if (plan.path == PursuitPath::kPlain) return run_plain(p, plan, workspace, stream);
   std::size_t unused = 0;
-  const TensorSpace space = lay_out(p, workspace, &unused);
+  TensorSpace space = lay_out(p, apart != nullptr ? apart : workspace, &unused);
+  if (apart != nullptr) space.scratch = static_cast<unsigned char*>(workspace);
   if (!prepared) {
     const Status status = prepare_atoms(p, space, stream);
     if (!status.ok()) return status;

@@ -91,6 +91,40 @@ TEST_F(EncoderOnDevice, AtomsThatChangedAreTaken) {
   expect_codes_of_the_cpu(device);
 }
 
+TEST_F(EncoderOnDevice, EncodersThatShareScratchKeepTheirAtoms) {
+  Encoder first = encoder("cuda"), second = encoder("cuda");
+  second.share_scratch(first);
+  const std::vector<float> other = random_rows(kDictionaries * kAtoms, kDim, 7);
+  SparseCodes want[2], codes;
+  for (int i = 0; i < 2; ++i) {
+    Encoder host = encoder("cpu");
+    host.set_atoms(i == 0 ? atoms_.data() : other.data(), kDictionaries, kAtoms, kDim);
+    host.encode(signals_.data(), kSignals, want[i]);
+  }
+  first.set_atoms(atoms_.data(), kDictionaries, kAtoms, kDim);
+  second.set_atoms(other.data(), kDictionaries, kAtoms, kDim);
+  int calls_before = 0;
+  for (int round = 0; round < 3; ++round) {
+    test::RuntimeFaults counted(-1);
+    for (int i = 0; i < 2; ++i) {
+      // Fewer signals in the last round.
+      const std::int64_t count = round < 2 ? kSignals : 3;
+      (i == 0 ? first : second).encode(signals_.data(), count, codes);
+      if (round < 2) {
+        EXPECT_EQ(codes.indices, want[i].indices) << round << ' ' << i;
+      }
+    }
+    // Atoms are brought, and memory is taken, once.
+    if (round == 1) {
+      EXPECT_LT(counted.calls(), calls_before);
+    }
+    calls_before = counted.calls();
+  }
+  Encoder host = encoder("cpu");
+  EXPECT_THROW(host.share_scratch(first), InvalidArgument);
+  EXPECT_THROW(first.share_scratch(host), InvalidArgument);
+}
+
 TEST_F(EncoderOnDevice, DeviceThatIsNotThereIsNamed) {
   for (const char* name : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:999", "CUDA"}) {
     const std::string message = test::message_of<InvalidArgument>([&] { encoder(name); });

@@ -67,6 +67,10 @@ class Encoder {
 
   const EncodeOptions& options() const;
 
+  /// On a GPU: works in the scratch memory of `other`, which is of the same device, so both serve
+  /// one caller at a time together. Each keeps its atoms there.
+  void share_scratch(const Encoder& other);
+
   /// Takes the atoms to encode with; call it again whenever they change. The memory must stay valid
   /// and unchanged until the next call.
   /// @param atoms  [num_dictionaries, num_atoms, dim], rows of unit L2 norm.

@@ -105,6 +105,7 @@ int CacheCoder::record_bytes() const {
 
 void CacheCoder::use(const std::vector<float>& own_rows) {
   const int dim = dictionary->dim;
+  if (own_encoder != nullptr && own_rows.empty() && num_atoms_ == dictionary->num_atoms) return;
   num_atoms_ = dictionary->num_atoms + static_cast<int>(own_rows.size()) / dim;
   std::copy(own_rows.begin(), own_rows.end(), atoms + size_of(dictionary->num_atoms, dim));
   if (codec)
@@ -226,13 +227,18 @@ CompressedCache::Impl::Impl(DictionarySet dictionaries,
   for (int layer = 0; layer < shape.layers; ++layer) make_layer(layer);
 }
 
-Encoder* CompressedCache::Impl::encoder_for(int max_atoms, float tolerance) {
+Encoder* CompressedCache::Impl::encoder_for(int max_atoms, float tolerance, CacheCoder& coder) {
   if (max_atoms == 0) return nullptr;
-  std::unique_ptr<Encoder>& encoder = encoders[{max_atoms, tolerance}];
-  if (!encoder)
-    encoder = std::make_unique<Encoder>(
+  std::unique_ptr<Encoder>& shared = encoders[{max_atoms, tolerance}];
+  const auto make = [&] {
+    return std::make_unique<Encoder>(
         EncodeOptions{max_atoms, tolerance, options.selection, options.threads, options.device});
-  return encoder.get();
+  };
+  if (!shared) shared = make();
+  if (device < 0) return shared.get();
+  coder.own_encoder = make();
+  coder.own_encoder->share_scratch(*encoders.begin()->second);
+  return coder.own_encoder.get();
 }
 
 void CompressedCache::Impl::make_layer(int layer) {
@@ -273,7 +279,7 @@ void CompressedCache::Impl::make_layer(int layer) {
         CacheCoder& coder = to.coders[k].emplace_back();
         coder.dictionary = &d;
         coder.more_atoms = options.adaptive_atoms;
-        coder.encoder = encoder_for(format.max_atoms, coding.relative_tolerance);
+        coder.encoder = encoder_for(format.max_atoms, coding.relative_tolerance, coder);
         format.validate(d.num_atoms, d.dim);
         if (format.coding != CodeFormat::Coding::kExact) {
           if (coder.encoder != nullptr)

@@ -35,8 +35,9 @@ struct CacheCoder {
   Dictionary* dictionary = nullptr;
   float* atoms = nullptr;  ///< the dictionary's, with room for own atoms behind
   int more_atoms = 0;
-  Encoder* encoder = nullptr;  ///< shared; none if there are no slots
-  std::optional<Codec> codec;  ///< none: the format is exact
+  Encoder* encoder = nullptr;            ///< shared; none if there are no slots
+  std::unique_ptr<Encoder> own_encoder;  ///< on a GPU, where it keeps its atoms
+  std::optional<Codec> codec;            ///< none: the format is exact
 
   int record_bytes() const;
   /// Must come before encode or decode, with the atoms of the sequence.
@@ -45,7 +46,7 @@ struct CacheCoder {
   void decode(const std::uint8_t* records, std::int64_t rows, float* z, int first_head) const;
 
  private:
-  int num_atoms_ = 0;
+  int num_atoms_ = 0;  // in use; 0: none yet
   SparseCodes codes_;
 };
 
@@ -109,7 +110,7 @@ struct CompressedCache::Impl {
 
   Impl(DictionarySet dictionaries, const CacheShape& shape, const CacheOptions& options);
   void make_layer(int layer);
-  Encoder* encoder_for(int max_atoms, float tolerance);
+  Encoder* encoder_for(int max_atoms, float tolerance, detail::CacheCoder& coder);
 
   void check_layer(int layer) const;
   Sequence& sequence(int number) const;

@@ -33,15 +33,18 @@ DeviceEncoder::Layout DeviceEncoder::layout(const kernels::PursuitProblem& p,
   part.num_signals = piece.signals;
   Layout l{};
   throw_if_failed(cuda::plan_pursuit(part, cuda::PursuitPath::kAuto, &l.plan), "encode");
+  const auto round_up = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
   const auto take = [&](std::size_t bytes) {
     const std::size_t at = l.total;
-    l.total += (bytes + 255) / 256 * 256;
+    l.total += round_up(bytes);
     return at;
   };
   const std::size_t signals = size_of(piece.dictionaries * piece.signals),
                     slots = signals * size_of(p.max_atoms);
-  l.workspace = take(l.plan.workspace_bytes);
-  l.atoms = take(size_of(piece.dictionaries) * size_of(p.num_atoms) * size_of(p.dim) * 4);
+  l.atoms_bytes = size_of(piece.dictionaries) * size_of(p.num_atoms) * size_of(p.dim) * 4;
+  l.prepared = round_up(l.atoms_bytes);
+  l.atoms_total = l.prepared + l.plan.prepared_bytes;
+  l.workspace = take(l.plan.workspace_bytes - l.plan.prepared_bytes);
   l.signals = take(signals * size_of(p.dim) * 4);
   l.budgets = take(p.budgets == nullptr ? 0 : signals * 4);
   l.indices = take(slots * 4);
@@ -59,48 +62,51 @@ std::size_t DeviceEncoder::device_bytes(const kernels::PursuitProblem& p) const 
   if (p.num_signals <= most)
     piece.dictionaries = static_cast<int>(std::min<std::int64_t>(
         p.num_dictionaries, most / std::max<std::int64_t>(p.num_signals, 1)));
-  return layout(p, piece).total;
+  const Layout l = layout(p, piece);
+  return l.atoms_total + l.total;
 }
 
 Status DeviceEncoder::run(const kernels::PursuitProblem& p, const Piece& piece) {
-  const bool same = first_dictionary_ == piece.first_dictionary &&
-                    dictionaries_ == piece.dictionaries && piece.signals <= planned_signals_ &&
-                    (p.curve == nullptr || layout_.curve < layout_.total) &&
-                    (p.budgets == nullptr || layout_.budgets < layout_.indices);
-  if (!same) {
-    first_dictionary_ = -1;
-    layout_ = layout(p, piece);
-    const Status status = memory_.reserve(layout_.total);
-    if (!status.ok()) return status;
+  const Layout l = layout(p, piece);
+  const bool held = first_dictionary_ == piece.first_dictionary &&
+                    dictionaries_ == piece.dictionaries && l.atoms_total <= atoms_.size();
+  const bool prepared = held && prepared_.path == l.plan.path &&
+                        prepared_.signals_per_block == l.plan.signals_per_block;
+  first_dictionary_ = -1;  // until all went well
+  Status status = atoms_.reserve(l.atoms_total);
+  if (status.ok()) status = scratch_->reserve(l.total);
+  if (!status.ok()) {  // smaller pieces take less of both
+    atoms_.release();
+    scratch_->release();
+    return status;
   }
-  char* const base = memory_.data();
-  const auto at = [&](std::size_t offset) { return static_cast<void*>(base + offset); };
+  const auto at = [&](std::size_t offset) { return static_cast<void*>(scratch_->data() + offset); };
   const std::size_t first = size_of(piece.first_dictionary * p.num_signals + piece.first_signal),
-                    signals = size_of(piece.dictionaries * piece.signals), s = size_of(p.max_atoms),
-                    row = size_of(p.num_atoms) * size_of(p.dim);
-  Status status;
+                    signals = size_of(piece.dictionaries * piece.signals), s = size_of(p.max_atoms);
   const auto copy = [&](void* to, const void* from, std::size_t bytes) {
     if (status.ok()) status = cuda::copy(to, from, bytes, nullptr);
   };
-  if (!same)
-    copy(at(layout_.atoms),
-         p.atoms + size_of(piece.first_dictionary) * row,
-         size_of(piece.dictionaries) * row * 4);
-  copy(at(layout_.signals), p.signals + first * size_of(p.dim), signals * size_of(p.dim) * 4);
-  if (p.budgets != nullptr) copy(at(layout_.budgets), p.budgets + first, signals * 4);
+  if (!held)
+    copy(atoms_.data(),
+         p.atoms + size_of(piece.first_dictionary) * size_of(p.num_atoms) * size_of(p.dim),
+         l.atoms_bytes);
+  copy(at(l.signals), p.signals + first * size_of(p.dim), signals * size_of(p.dim) * 4);
+  if (p.budgets != nullptr) copy(at(l.budgets), p.budgets + first, signals * 4);
 
   kernels::PursuitProblem part = p;
   part.num_dictionaries = piece.dictionaries;
   part.num_signals = piece.signals;
-  part.atoms = static_cast<const float*>(at(layout_.atoms));
-  part.signals = static_cast<const float*>(at(layout_.signals));
-  if (p.budgets != nullptr) part.budgets = static_cast<const std::int32_t*>(at(layout_.budgets));
-  part.indices = static_cast<std::int32_t*>(at(layout_.indices));
-  part.weights = static_cast<float*>(at(layout_.weights));
-  part.counts = static_cast<std::int32_t*>(at(layout_.counts));
-  part.residual_norms = static_cast<float*>(at(layout_.norms));
-  if (p.curve != nullptr) part.curve = static_cast<float*>(at(layout_.curve));
-  if (status.ok()) status = cuda::pursuit(part, layout_.plan, at(layout_.workspace), same, nullptr);
+  part.atoms = reinterpret_cast<const float*>(atoms_.data());
+  part.signals = static_cast<const float*>(at(l.signals));
+  if (p.budgets != nullptr) part.budgets = static_cast<const std::int32_t*>(at(l.budgets));
+  part.indices = static_cast<std::int32_t*>(at(l.indices));
+  part.weights = static_cast<float*>(at(l.weights));
+  part.counts = static_cast<std::int32_t*>(at(l.counts));
+  part.residual_norms = static_cast<float*>(at(l.norms));
+  if (p.curve != nullptr) part.curve = static_cast<float*>(at(l.curve));
+  if (status.ok())
+    status =
+        cuda::pursuit(part, l.plan, at(l.workspace), prepared, nullptr, atoms_.data() + l.prepared);
 
   copy(p.indices + first * s, part.indices, signals * s * 4);
   copy(p.weights + first * s, part.weights, signals * s * 4);
@@ -110,12 +116,10 @@ Status DeviceEncoder::run(const kernels::PursuitProblem& p, const Piece& piece) 
   // Copies may read the caller's memory until here, also where one could not be asked for.
   const Status waited = cuda::synchronize(nullptr);
   if (status.ok()) status = waited;
-  if (!status.ok()) {
-    first_dictionary_ = -1;
-  } else if (!same) {
+  if (status.ok()) {
     first_dictionary_ = piece.first_dictionary;
     dictionaries_ = piece.dictionaries;
-    planned_signals_ = piece.signals;
+    prepared_ = l.plan;
   }
   return status;
 }

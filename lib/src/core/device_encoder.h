@@ -2,6 +2,7 @@
 // Encoding on a GPU from and to host memory, in pieces that fit there.
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "core/device_memory.h"
 #include "kernels/pursuit/pursuit.h"
@@ -12,6 +13,8 @@ class DeviceEncoder {
  public:
   explicit DeviceEncoder(int device) : device_(device) {}
 
+  /// Both then serve one caller at a time together. `other` is of the same device.
+  void share_scratch(const DeviceEncoder& other) { scratch_ = other.scratch_; }
   /// The atoms changed.
   void forget_atoms() { first_dictionary_ = -1; }
   /// @param problem  all pointers on the host.
@@ -30,7 +33,8 @@ class DeviceEncoder {
   };
   struct Layout {
     kernels::cuda::PursuitPlan plan;
-    std::size_t atoms, workspace, signals, budgets, indices, weights, counts, norms, curve, total;
+    std::size_t atoms_bytes, prepared, atoms_total;  // of what stays between calls
+    std::size_t workspace, signals, budgets, indices, weights, counts, norms, curve, total;
   };
 
   std::int64_t most_signals(const kernels::PursuitProblem& problem) const;
@@ -39,11 +43,12 @@ class DeviceEncoder {
 
   int device_;
   std::int64_t limit_ = 0;  // signals of a piece that memory was short for, halved; 0: none yet
-  DeviceBuffer memory_;
-  // What is in it: atoms of these dictionaries, prepared for pieces of up to so many signals.
-  std::int64_t first_dictionary_ = -1, planned_signals_ = 0;
+  // Atoms of these dictionaries, and what the path of `prepared_` derives from them.
+  DeviceBuffer atoms_;
+  std::int64_t first_dictionary_ = -1;
   int dictionaries_ = 0;
-  Layout layout_{};
+  kernels::cuda::PursuitPlan prepared_;
+  std::shared_ptr<DeviceBuffer> scratch_ = std::make_shared<DeviceBuffer>();
 };
 
 }  // namespace lexico::detail

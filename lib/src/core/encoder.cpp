@@ -101,6 +101,16 @@ Encoder& Encoder::operator=(Encoder&&) noexcept = default;
 
 const EncodeOptions& Encoder::options() const { return impl_->options; }
 
+void Encoder::share_scratch(const Encoder& other) {
+  if (impl_->device == nullptr || impl_->options.device != other.impl_->options.device)
+    throw_invalid("share_scratch: devices are '",
+                  impl_->options.device,
+                  "' and '",
+                  other.impl_->options.device,
+                  "', must be the same GPU");
+  impl_->device->share_scratch(*other.impl_->device);
+}
+
 void Encoder::set_atoms(const float* atoms, int num_dictionaries, int num_atoms, int dim) {
   if (num_dictionaries < 1)
     throw_invalid("num_dictionaries is ", num_dictionaries, ", must be >= 1");
