@@ -186,10 +186,9 @@ __device__ inline Parts parts_of(const Call& c, const AttentionSequence& s) {
   Parts parts{0, 0, in_tiles, 0};
   if (in_rows > 0) {
     int most = c.most_parts;
-    if (in_tiles > 0) {  // a token in rows takes twice as long
-      const std::int64_t share =
-          std::int64_t{2} * in_rows * most / (std::int64_t{in_rows} + tokens);
-      most = max(1, min(most - 1, static_cast<int>(share)));
+    if (in_tiles > 0) {  // a token in rows takes some 2.5 times as long
+      const std::int64_t cost = std::int64_t{5} * in_rows, all = cost + std::int64_t{2} * in_tiles;
+      most = min(most - 1, static_cast<int>((cost * most + all - 1) / all));
     }
     const int blocks = (in_rows + kBlockTokens - 1) / kBlockTokens;
     const int wanted = min(most, pieces(in_rows));

@@ -94,6 +94,23 @@ __device__ inline float4 add_chunk(const unsigned char* chunk, const From& from,
   return sum;
 }
 
+// This lane's entries of a bundle.
+template <typename From>
+__device__ inline float4 sum_bundle(const unsigned char* chunk, int steps, const From& from) {
+  float4 sum = zero4();
+  for (; steps >= 8; steps -= 8, chunk += 8 * kTileStepBytes) sum = add_chunk<8>(chunk, from, sum);
+  if ((steps & 4) != 0) {
+    sum = add_chunk<4>(chunk, from, sum);
+    chunk += 4 * kTileStepBytes;
+  }
+  if ((steps & 2) != 0) {
+    sum = add_chunk<2>(chunk, from, sum);
+    chunk += 2 * kTileStepBytes;
+  }
+  if ((steps & 1) != 0) sum = add_chunk<1>(chunk, from, sum);
+  return sum;
+}
+
 // Softmax weights times scales of a tile's tokens, for Lookup. A thread adds those of its tokens,
 // without scales, to `total`. Returns what sums must be multiplied by. All threads call it.
 template <typename Row>
@@ -130,8 +147,8 @@ __device__ inline float4 make_tokens(const CodeLayout& layout,
   return from;
 }
 
-// One of so many parts of all tiles of a sequence. With n tiles, tile j goes to the parts that have
-// some of [j / n, (j + 1) / n) of the whole; those share its bundles by turns.
+// One of `parts` equal parts of a sequence's tiles. A tile that lies in several parts is shared by
+// its bundles: those whose number mod `parts` is in a part's piece of the tile.
 template <CodedWeights kWeights, Tiles kTiles, bool kShared>
 __device__ inline void sum_tiles(
     const Call& c, const Group& g, float4 most, int part, int parts, int level_floats) {
@@ -212,20 +229,9 @@ __device__ inline void sum_tiles(
     while (bundle.index >= 0) {
       const Bundle after = take();
       fetch(next);
-      const unsigned char* chunk = steps + std::size_t{bundle.first} * kTileStepBytes;
-      int left = static_cast<int>(bundle.end - bundle.first);
-      float4 sum = zero4();
-      for (; left >= 8; left -= 8, chunk += 8 * kTileStepBytes)
-        sum = add_chunk<8>(chunk, lookup, sum);
-      if ((left & 4) != 0) {
-        sum = add_chunk<4>(chunk, lookup, sum);
-        chunk += 4 * kTileStepBytes;
-      }
-      if ((left & 2) != 0) {
-        sum = add_chunk<2>(chunk, lookup, sum);
-        chunk += 2 * kTileStepBytes;
-      }
-      if ((left & 1) != 0) sum = add_chunk<1>(chunk, lookup, sum);
+      float4 sum = sum_bundle(steps + std::size_t{bundle.first} * kTileStepBytes,
+                              static_cast<int>(bundle.end - bundle.first),
+                              lookup);
       const bool is_long = bundle.index < static_cast<int>(head.num_long);
       if (is_long) sum = warp_sum4(sum);
       if (bundle.atom != kNoRow && (lane == 0 || !is_long))

@@ -133,14 +133,16 @@ Chunk chunk_of(int length, int step) {
   return {first, 0};  // never
 }
 
-// Where a tile has an entry.
+// Where a bundle has an entry, in bytes from its first step.
 struct Place {
-  std::size_t low, high;  // bytes from the bundle's first step
+  std::size_t low, high;
 };
-Place place_of(int length, int step, int lane) {
-  const Chunk chunk = chunk_of(length, step);
+Place place_of(const Chunk& chunk, int step, int lane) {
   const int begin = kTileStepBytes * chunk.first, at = lane * chunk.width + step - chunk.first;
   return {size(begin + 2 * at), size(begin + 2 * kTileLanes * chunk.width + at)};
+}
+Place place_of(int length, int step, int lane) {
+  return place_of(chunk_of(length, step), step, lane);
 }
 
 struct Item {
@@ -189,42 +191,46 @@ void spread_rows(std::uint16_t* atoms) {
 // are the same mod 8. Padding repeats a token of its step.
 void spread_entries(const CodeLayout& layout, std::uint8_t* bundle, int length, int first_lane) {
   Item items[kBanks][kLongRow];
+  std::uint8_t banks[kBanks][kLongRow];
   int left[kBanks] = {}, load[kBanks] = {};  // entries not yet placed: of a row, in a bank
-  for (int row = 0; row < kBanks; ++row) {
-    for (int step = 0; step < length; ++step) {
-      const Item item = read_entry(bundle, place_of(length, step, first_lane + row));
+  for (int step = 0; step < length; ++step) {
+    const Chunk chunk = chunk_of(length, step);
+    for (int row = 0; row < kBanks; ++row) {
+      const Item item = read_entry(bundle, place_of(chunk, step, first_lane + row));
       if (item.code == zero_code(layout)) continue;
+      const int bank = item.token % kBanks;
+      banks[row][left[row]] = static_cast<std::uint8_t>(bank);
       items[row][left[row]++] = item;
-      ++load[item.token % kBanks];
+      ++load[bank];
     }
   }
   for (int step = 0; step < length; ++step) {
-    bool taken[kBanks] = {};
-    int token = 0;
+    const Chunk chunk = chunk_of(length, step);
+    int open[kBanks];  // the load of banks that the step does not have yet
+    std::copy(load, load + kBanks, open);
     bool padded[kBanks] = {};
+    int token = 0;
     for (int i = 0; i < kBanks; ++i) {
       const int row = (i + step) % kBanks;
-      int best = -1, best_load = 0;
-      for (const bool any :
-           {false, true}) {  // a bank of its own; or one of all, if there is no way
-        if (best >= 0 || (any && left[row] < length - step)) break;
-        for (int k = 0; k < left[row]; ++k) {
-          const int bank = items[row][k].token % kBanks;
-          if ((any || !taken[bank]) && load[bank] > best_load) best = k, best_load = load[bank];
-        }
-      }
+      int best = -1;
+      const auto look = [&](const int* loads) {
+        for (int k = 0, most = 0; k < left[row]; ++k)
+          if (loads[banks[row][k]] > most) best = k, most = loads[banks[row][k]];
+      };
+      look(open);
+      if (best < 0 && left[row] == length - step) look(load);  // there is no step to wait for
       padded[row] = best < 0;
       if (best < 0) continue;
       const Item item = items[row][best];
-      std::copy(items[row] + best + 1, items[row] + left[row], items[row] + best);
-      --left[row], --load[item.token % kBanks];
-      taken[item.token % kBanks] = true;
+      const int bank = banks[row][best], last = --left[row];
+      items[row][best] = items[row][last], banks[row][best] = banks[row][last];
+      --load[bank], open[bank] = 0;
       token = item.token;
-      write_entry(bundle, place_of(length, step, first_lane + row), item);
+      write_entry(bundle, place_of(chunk, step, first_lane + row), item);
     }
     for (int row = 0; row < kBanks; ++row) {
       if (padded[row])
-        write_entry(bundle, place_of(length, step, first_lane + row), {token, zero_code(layout)});
+        write_entry(bundle, place_of(chunk, step, first_lane + row), {token, zero_code(layout)});
     }
   }
 }
@@ -288,8 +294,9 @@ void pack_head(const ValueTileSource& source,
   const auto bundle_of = [&](std::uint32_t b) { return steps + kTileStepBytes * size(starts[b]); };
   for (std::uint32_t b = 0; b < bundles; ++b) {
     for (int step = 0; step < length_of(b); ++step) {
+      const Chunk chunk = chunk_of(length_of(b), step);
       for (int lane = 0; lane < kTileLanes; ++lane)
-        write_entry(bundle_of(b), place_of(length_of(b), step, lane), {0, zero_code(layout)});
+        write_entry(bundle_of(b), place_of(chunk, step, lane), {0, zero_code(layout)});
     }
   }
   std::uint32_t* const done = counts;  // entries so far, from here on

@@ -721,6 +721,9 @@ TEST_F(AttentionCuda, TilesBeyondTheBoundsAreNan) {
   is_nan([](auto& s) { s.values.num_extra = 2; });  // the tiles have three
   on.problem.value_tile_tokens = 0;
   is_nan([](auto&) {});
+  // 2048 codes: one too many.
+  for (const float x : run(AttentionCase(in_tiles(64, [](auto& s) { s.slots = 64; }))).out)
+    EXPECT_TRUE(std::isnan(x));
 }
 
 TEST_F(AttentionCuda, OrderAndCompanyDoNotMatter) {
