@@ -27,10 +27,10 @@ struct AttendConfig {
   std::string format = "packed", key_stage = "post_rope", cpu = "auto", clock = "wall",
               device = "cpu";
   int batch = 1, kv_heads = 8, group = 4, dim = 128, num_atoms = 4096, window = 128;
-  int threads = 0, repeats = 5, compress_chunk = 32;
+  int threads = 0, repeats = 5, compress_chunk = 32, value_tile_tokens = 0;
   double least_ms = 20;
   std::uint64_t seed = 0;
-  bool json = false, turns = false;
+  bool json = false, turns = false, half_tables = false;
 
   template <typename Self, typename Visitor>
   static void for_each_field(Self& self, Visitor&& visit) {
@@ -49,6 +49,10 @@ struct AttendConfig {
     visit("device",
           self.device,
           "cpu, cuda or cuda:1; on a GPU a call ends when its result is there");
+    visit("value_tile_tokens",
+          self.value_tile_tokens,
+          "on a GPU: values of so many tokens are sorted by atom; a multiple of 64, 0: none");
+    visit("half_tables", self.half_tables, "on a GPU: products and softmax weights in half floats");
     visit("repeats", self.repeats, "rounds over all settings; the median counts");
     visit("least_ms", self.least_ms, "one round times a setting for at least so long");
     visit("clock",
@@ -100,6 +104,8 @@ Json to_json(const AttendConfig& config, const AttendCase& c) {
           {"threads", config.threads},
           {"clock", config.clock},
           {"device", config.device},
+          {"value_tile_tokens", config.value_tile_tokens},
+          {"half_tables", config.half_tables},
           {"level", cpu_level()},
           {"layers", c.layers()},
           {"coded_bytes", c.coded_bytes()},
@@ -118,7 +124,9 @@ int attend(const AttendConfig& config) {
                     config.threads,
                     config.seed,
                     {},
-                    config.device};
+                    config.device,
+                    config.value_tile_tokens,
+                    config.half_tables};
   const bool processor = config.clock == "processor";
   std::vector<AttendCase> cases;
   std::vector<CacheCase> caches;  // per sparsity, if appending is timed

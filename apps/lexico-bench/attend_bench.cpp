@@ -138,6 +138,8 @@ AttendCase::AttendCase(const AttendBench& b, std::int64_t context, int sparsity)
   options.group = b.group;
   options.threads = b.threads;
   options.device = b.device;
+  options.value_tile_tokens = b.value_tile_tokens;
+  options.half_tables = b.half_tables;
   const std::int64_t coded = std::max<std::int64_t>(0, context - b.window);
   const int window = static_cast<int>(context - coded);
   int layers = 1;

@@ -24,6 +24,8 @@ struct AttendBench {
   std::uint64_t seed = 0;
   Selection selection = {};    ///< of pursuit, where vectors are coded
   std::string device = "cpu";  ///< that attends and compresses
+  int value_tile_tokens = 0;   ///< of a GPU, as half_tables
+  bool half_tables = false;
 };
 
 /// Layers are as many as a large last-level cache does not hold, 32 at most as in a model.

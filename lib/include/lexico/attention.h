@@ -41,8 +41,8 @@ struct AttentionOptions {
   /// On a GPU: products of queries and atoms, and softmax weights of tiles, are rounded to half
   /// floats (a relative 2^-11 of each term), which is half as much to read.
   bool half_tables = false;
-  /// On a GPU: values of every so many tokens are sorted by atom there, once they are full: faster,
-  /// for about a quarter more memory of values on the device and some 1 us of the host for each
+  /// On a GPU: values of every so many tokens are sorted by atom there, once there are so many:
+  /// faster, for about half more device memory of values and some 0.4 us of the host for each
   /// token and KV head (docs/gpu.md). 0: off; else a multiple of 64 up to 8192. Formats with
   /// residual codes or exact weights, and more than 65535 atoms, stay as they are.
   int value_tile_tokens = 0;
