@@ -211,12 +211,12 @@ __device__ inline std::int64_t range_at(const Call& c, int at, int range) {
 __device__ inline std::int64_t part_at(const Call& c, int at, int part) {
   return std::int64_t{at} * c.most_parts + part;
 }
-// The largest score of the coded tokens.
+// The largest score of the coded tokens. Whole warps call it.
 __device__ inline float4 largest_score(const Call& c, const Group& g, int ranges) {
   float4 most = all4(-infinity());
-#pragma unroll 4
-  for (int r = 0; r < ranges; ++r) most = max4(most, c.most[range_at(c, g.at, r)]);
-  return most;
+  for (int r = lane_id(); r < ranges; r += kWarpSize)
+    most = max4(most, c.most[range_at(c, g.at, r)]);
+  return warp_max4(most);
 }
 
 __device__ inline const CodeLayout& layout_of(const CodedSpace& space, int h) {

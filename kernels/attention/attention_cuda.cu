@@ -564,38 +564,41 @@ __global__ void __launch_bounds__(kRebuildThreads, 2) rebuilt_scores_kernel(Call
 // ---- join and finish
 // ---------------------------------------------------------------------------------
 
-// What the coded and the exact tokens of a group count, in shared memory, and the softmax weights
-// of all coded ones. Lane i < 4 of the block's threads returns log of the sum of e^score.
+// What the coded and the exact tokens of a group count, the softmax weights of all coded ones, and
+// log of the sum of e^score. In shared memory; all threads of a block of four warps call it, and a
+// warp does a query head.
 struct Weights {
-  float4 coded, exact, mass;
+  float4 coded, exact, mass, log_sum;
 };
-__device__ float weigh(const Call& c, const Group& g, Weights* weights) {
-  const int lane = static_cast<int>(threadIdx.x);
-  float log_sum = 0;
-  if (lane < 4) {
-    const AttentionSequence& s = c.p.sequences[g.b];
-    const float4* exact = c.exact + std::int64_t{g.at} * (2 + c.p.dim);
-    const float exact_most = lane_of(exact[0], lane), exact_total = lane_of(exact[1], lane);
-    const float coded_most = lane_of(largest_score(c, g, ranges_of(c, s).count), lane);
-    double coded_total = 0;
-    const int parts = parts_of(c, s).count();
-#pragma unroll 4
-    for (int part = 0; part < parts; ++part)
-      coded_total += static_cast<double>(lane_of(c.totals[part_at(c, g.at, part)], lane));
-    const float most = fmaxf(exact_most, coded_most);
-    // Without tokens that count the total is 0.
-    const float coded = coded_total == 0 ? 0.0f : expf(coded_most - most);
-    const float dense = exact_total == 0 ? 0.0f : expf(exact_most - most);
-    const double total = coded_total * coded + static_cast<double>(exact_total) * dense;
-    const float whole = total == 0 ? 0.0f : static_cast<float>(1 / total);
-    reinterpret_cast<float*>(&weights->coded)[lane] = whole * coded;
-    reinterpret_cast<float*>(&weights->exact)[lane] = whole * dense;
-    reinterpret_cast<float*>(&weights->mass)[lane] =
-        static_cast<float>(static_cast<double>(whole * coded) * coded_total);
-    log_sum = total == 0 ? -infinity() : static_cast<float>(static_cast<double>(most) + log(total));
+__device__ void weigh(const Call& c, const Group& g, Weights* weights) {
+  static_assert(kSmallThreads == 4 * kWarpSize);
+  const AttentionSequence& s = c.p.sequences[g.b];
+  const int head = warp_id(), parts = parts_of(c, s).count();
+  const float4* exact = c.exact + std::int64_t{g.at} * (2 + c.p.dim);
+  const float exact_most = lane_of(exact[0], head), exact_total = lane_of(exact[1], head);
+  const float coded_most = lane_of(largest_score(c, g, ranges_of(c, s).count), head);
+  double coded_total = 0;
+  for (int part = lane_id(); part < parts; part += kWarpSize)
+    coded_total += static_cast<double>(lane_of(c.totals[part_at(c, g.at, part)], head));
+  for (int step = kWarpSize / 2; step > 0; step /= 2)
+    coded_total += __shfl_xor_sync(kWholeWarp, coded_total, step);
+  const float most = fmaxf(exact_most, coded_most);
+  // Without tokens that count the total is 0.
+  const float coded = coded_total == 0 ? 0.0f : expf(coded_most - most);
+  const float dense = exact_total == 0 ? 0.0f : expf(exact_most - most);
+  const double total = coded_total * coded + static_cast<double>(exact_total) * dense;
+  const float whole = total == 0 ? 0.0f : static_cast<float>(1 / total);
+  if (lane_id() == 0) {
+    const auto of_head = [&](float4& all) -> float& {
+      return reinterpret_cast<float*>(&all)[head];
+    };
+    of_head(weights->coded) = whole * coded;
+    of_head(weights->exact) = whole * dense;
+    of_head(weights->mass) = static_cast<float>(static_cast<double>(whole * coded) * coded_total);
+    of_head(weights->log_sum) =
+        total == 0 ? -infinity() : static_cast<float>(static_cast<double>(most) + log(total));
   }
   __syncthreads();
-  return log_sum;
 }
 
 // The row that sums of this number belong to; nullptr where the sequence has none.
@@ -627,6 +630,13 @@ __global__ void __launch_bounds__(kSmallThreads, 4) join_kernel(Call c, int shar
   auto* joined = reinterpret_cast<float4*>(weights + 1);  // [kTogether, kJoinRows]
   const int thread = static_cast<int>(threadIdx.x), dim = c.p.dim;
   const std::int64_t first = std::int64_t{tile} * kJoinRows, row = first + thread;
+  const int h = group_of(c, first_group).h;
+  const std::int64_t atoms_here = c.p.values.num_atoms - first;
+  const int count = static_cast<int>(c.value_rows - first < kJoinRows ? c.value_rows - first
+                                                                      : std::int64_t{kJoinRows});
+  const int plain = atoms_here < count ? max(0, static_cast<int>(atoms_here)) : count;
+  const float* atoms_of_tile = c.p.values.atoms + h * c.p.values.atoms_stride + first * dim;
+  for (int i = thread * 32; i < plain * dim; i += kSmallThreads * 32) prefetch(atoms_of_tile + i);
   for (int i = 0; i < kTogether; ++i) {
     float4 sum = zero4();
     if (i < num_groups) {
@@ -635,7 +645,7 @@ __global__ void __launch_bounds__(kSmallThreads, 4) join_kernel(Call c, int shar
       if (row < c.value_rows) {
         const int parts = parts_of(c, c.p.sequences[g.b]).count();
         const float4* from = c.sums + part_at(c, g.at, 0) * c.value_rows + row;
-#pragma unroll 4
+#pragma unroll 8
         for (int part = 0; part < parts; ++part) sum = sum + from[part * c.value_rows];
         sum = weights->coded * sum;
       }
@@ -643,19 +653,14 @@ __global__ void __launch_bounds__(kSmallThreads, 4) join_kernel(Call c, int shar
     joined[i * kJoinRows + thread] = sum;
     __syncthreads();  // weights are the next group's then
   }
-  const int h = group_of(c, first_group).h;
-  const std::int64_t atoms_here = c.p.values.num_atoms - first;
-  const int count = static_cast<int>(c.value_rows - first < kJoinRows ? c.value_rows - first
-                                                                      : std::int64_t{kJoinRows});
-  const int plain = atoms_here < count ? max(0, static_cast<int>(atoms_here)) : count;
   for (int d = thread; d < dim; d += kSmallThreads) {
     float4 products[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) products[i] = zero4();
-    const float* atoms = c.p.values.atoms + h * c.p.values.atoms_stride + first * dim + d;
-#pragma unroll 8
+      // Many loads at once: they are what takes the time.
+#pragma unroll(kTogether == 1 ? 32 : 16)
     for (int n = 0; n < plain; ++n) {
-      const float atom = atoms[std::int64_t{n} * dim];
+      const float atom = __ldg(atoms_of_tile + std::int64_t{n} * dim + d);
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
         products[i] = fma4(atom, joined[i * kJoinRows + n], products[i]);
@@ -683,12 +688,13 @@ __global__ void __launch_bounds__(kSmallThreads, 4) finish_kernel(Call c) {
   const bool bad =
       !fits(c, s) || c.num_components[g.h] < 0 || c.num_components[c.p.kv_heads + g.h] < 0;
   const bool coded = parts_of(c, s).count() > 0;
-  const float log_sum = weigh(c, g, weights);
+  weigh(c, g, weights);
   if (c.p.log_sums != nullptr && thread < g.lanes)
-    c.p.log_sums[head + thread] = bad ? not_a_number() : log_sum;
+    c.p.log_sums[head + thread] = bad ? not_a_number() : lane_of(weights->log_sum, thread);
   for (int d = thread; d < dim; d += kSmallThreads) {
     float4 sum = zero4();
-    for (int tile = 0; tile < c.join_tiles && coded; ++tile)
+#pragma unroll 8
+    for (int tile = 0; tile < (coded ? c.join_tiles : 0); ++tile)
       sum = sum + c.products[(std::int64_t{g.at} * c.join_tiles + tile) * dim + d];
     z[d] = sum;
   }

@@ -388,6 +388,24 @@ TEST_F(AttentionCuda, HowManyProcessorsThereAreDoesNotMatter) {
   }
 }
 
+TEST_F(AttentionCuda, MoreRangesAndPartsThanAWarpHasLanes) {
+  for (const int tile : {0, 512}) {
+    // Only the last ones have tokens that count.
+    AttentionCase c(with([&](auto& s) {
+      s.coded = {17500}, s.kv_heads = s.group = 1, s.dim = 4, s.num_atoms = 50, s.slots = 2;
+      s.weights = CodedWeights::kE4m3, s.tile_tokens = tile, s.exact = {3};
+      for (std::int64_t t = 0; t < 17408; ++t) s.left_out.push_back(t);
+    }));
+    OnDevice on;
+    put(c.problem, on);
+    on.bounds.multiprocessors = 1000;
+    reserve(on);
+    std::vector<double> sums;
+    EXPECT_LE(worst_error(run(on).out, c.dense(&sums), c.s.dim), 1e-5);
+    EXPECT_NEAR(static_cast<double>(run(on).log_sums[0]), sums[0], 1e-5 * std::fabs(sums[0]));
+  }
+}
+
 TEST_F(AttentionCuda, KeysRebuiltFromHalfFloats) {
   for (const int dim : {64, 72, 128}) {
     AttentionCase c(with([&](auto& s) {
