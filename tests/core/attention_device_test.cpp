@@ -301,6 +301,7 @@ TEST_F(AttentionOnDevice, CallsThatFailAreToldAndForgotten) {
   std::vector<float> want;
   for (int fail_at = -1; fail_at < calls; ++fail_at) {
     SCOPED_TRACE(testing::Message() << "call " << fail_at << " of " << calls);
+    std::vector<float> out(kNumbers);  // outlives what a wait that failed left to be done
     std::optional<Both> both;
     AttentionScratch scratch;
     const auto attend = [&] {
@@ -308,7 +309,6 @@ TEST_F(AttentionOnDevice, CallsThatFailAreToldAndForgotten) {
       both->random_.seed(9);
       Both::Sequence a = both->sequence();
       both->append(a, 150);
-      std::vector<float> out(kNumbers);
       both->device_->attend(
           {{&a.keys[1], &a.values[1], 0, {}}}, queries.data(), out.data(), scratch);
       const kernels::Status done = kernels::cuda::synchronize(nullptr);
@@ -323,16 +323,16 @@ TEST_F(AttentionOnDevice, CallsThatFailAreToldAndForgotten) {
         ASSERT_GT(calls, 20);
         continue;
       }
-      std::vector<float> out;
+      std::vector<float> found;
       std::string message;
       try {
-        out = attend();
+        found = attend();
       } catch (const Error& error) {
         message = error.what();
       }
       const std::string failed = faults.failed();
       if (failed == "event_record" && message.empty())
-        EXPECT_EQ(out, want);  // waited for instead
+        EXPECT_EQ(found, want);  // waited for instead
       else if (failed == "get_device_count")
         EXPECT_NE(message.find("no CUDA device"), std::string::npos) << message;
       else

@@ -91,7 +91,8 @@ void DeviceAttention::set_up(Side& side,
       arrays.add(of.axes, has_axes ? (of.axes_stride != 0 ? heads : 1) * dim * dim : 0);
   const std::size_t mean = arrays.add(of.mean, of.mean != nullptr ? heads * dim : 0);
   const std::size_t map = arrays.add(of.back_map, of.back_map != nullptr ? heads * dim * dim : 0);
-  std::vector<kernels::CodeLayout> copies(of.layout, of.layout + layouts);
+  std::vector<kernels::CodeLayout>& copies = side.layouts;
+  copies.assign(of.layout, of.layout + layouts);
   const std::size_t layouts_at = arrays.add(copies.data(), layouts);
   struct Tables {
     std::size_t levels, scales, bits, component_levels;

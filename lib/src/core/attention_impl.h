@@ -126,6 +126,7 @@ class DeviceAttention {
  private:
   struct Side {
     kernels::CodedSpace space;
+    std::vector<kernels::CodeLayout> layouts;  // for the device; must outlive what copies them
     DeviceBuffer memory;
     std::shared_ptr<DevicePool> pages;
   };
