@@ -178,15 +178,75 @@ inline VecInt load_int_at(const std::int32_t* v, VecInt index) {
 #endif
 }
 
-/// Lists those of v[0..count) of magnitude >= least; count is a multiple of 64. Writes up to three
+/// Writes the lanes of the mask one after another, and other values after them, a vector in all.
+/// @returns how many are in the mask.
+inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
+#if defined(__AVX512F__)
+  store_int(to, (VecInt)_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), (__m512i)v));
+  return __builtin_popcount(mask);
+#else
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
+  return count;
+#endif
+}
+inline int pack_lanes(float* to, unsigned mask, Vec v) {
+#if defined(__AVX512F__)
+  store(to, (Vec)_mm512_maskz_compress_ps(static_cast<__mmask16>(mask), (__m512)v));
+  return __builtin_popcount(mask);
+#else
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
+  return count;
+#endif
+}
+
+/// 0, 1, 2, ...
+inline VecInt lane_numbers() {
+  VecInt v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
+/// Lists those of v[0..count) of magnitude >= least whose bit in `without` is not set; count is a
+/// multiple of 64, at most kMostListed. Reads `without` in pieces of 256 bits. Writes up to a vector
 /// beyond those listed.
-inline int list_reaching(const float* v, int count, float least, std::int32_t* indices) {
+constexpr int kMostListed = 8192;
+inline int list_reaching(
+    const float* v, int count, float least, const std::uint64_t* without, std::int32_t* indices) {
   int listed = 0;
+#if defined(__AVX512BW__)
+  // First the vectors that have any, then the lanes of those: few branches, which would be foreseen
+  // wrong.
+  std::uint16_t masks[kMostListed / 16 + 16];
+  std::int32_t vectors[kMostListed / 16 + 16];
+  for (int i = 0; i < count; i += 16) {
+    masks[i / 16] = static_cast<std::uint16_t>(
+        _mm512_cmp_ps_mask((__m512)abs(load(v + i)), (__m512)splat(least), _CMP_GE_OQ));
+  }
+  const VecInt lanes = lane_numbers();
+  int with_any = 0;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(masks + count / 16), __m256i{});
+  for (int first = 0; first < count / 16; first += 16) {
+    const auto read = [](const void* from) {
+      return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+    };
+    const __m256i left = _mm256_andnot_si256(read(without + first / 4), read(masks + first));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(masks + first), left);
+    with_any += pack_lanes(
+        vectors + with_any, _mm256_test_epi16_mask(left, left), lanes + first);
+  }
+  for (int i = 0; i < with_any; ++i) {
+    const unsigned mask = masks[vectors[i]];
+    listed += pack_lanes(indices + listed, mask, lanes + vectors[i] * 16);
+  }
+#else
   for (int first = 0; first < count; first += 64) {
     std::uint64_t mask = 0;
 #pragma GCC unroll 16
     for (int i = 0; i < 64; i += kLanes)
       mask |= static_cast<std::uint64_t>(mask_ge(abs(load(v + first + i)), splat(least))) << i;
+    mask &= ~without[first / 64];
     // Seldom are there more than three, so these are written whether they are there or not: a
     // branch on their number would be foreseen wrong.
     constexpr int kBlind = 3;
@@ -201,20 +261,8 @@ inline int list_reaching(const float* v, int count, float least, std::int32_t* i
     for (int i = kBlind; i < found; ++i) list(i);
     listed += found;
   }
-  return listed;
-}
-
-/// Writes the lanes of the mask one after another, and other values after them, a vector in all.
-/// @returns how many are in the mask.
-inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
-#if defined(__AVX512F__)
-  store_int(to, (VecInt)_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), (__m512i)v));
-  return __builtin_popcount(mask);
-#else
-  int count = 0;
-  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
-  return count;
 #endif
+  return listed;
 }
 
 /// One more in each lane with a > b.
@@ -226,6 +274,59 @@ inline VecInt count_if_larger(VecInt count, Vec a, Vec b) {
 #else
   return count - (a > b);
 #endif
+}
+
+/// The value of rank `wanted` among `count` values, no fewer than that, followed by a vector of
+/// negative ones.
+inline float value_of_rank(const float* values, int count, int wanted) {
+  const Vec none = splat(-3e38f);
+  Vec most = none;  // of the values of lower rank, negated
+  for (int first = 0; first < count; first += 2 * kLanes) {
+    const Vec v = load(values + first),
+              w = first + kLanes < count ? load(values + first + kLanes) : none;
+    VecInt larger{}, larger_than_w{};
+    for (int i = 0; i < count; i += 4) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const Vec value = splat(values[i + j]);
+        larger = count_if_larger(larger, value, v);
+        larger_than_w = count_if_larger(larger_than_w, value, w);
+      }
+    }
+    most = max(most, larger < wanted ? -v : none);
+    most = max(most, larger_than_w < wanted ? -w : none);
+  }
+  return -largest(most);
+}
+
+/// A value that `wanted` of `count` nonnegative values reach, but hardly less than the largest such.
+inline float value_reached_by(const float* values, int count, int wanted) {
+#if defined(__AVX512BW__)
+  if (count == 32) {  // by the upper halves, whose order is the same
+    const __m512i v = (__m512i)load(values), w = (__m512i)load(values + 16);
+    const auto top = [](__m512i x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)); };
+    const __m512i tops = _mm512_inserti64x4(_mm512_castsi256_si512(top(v)), top(w), 1);
+    std::int16_t one[32];
+    _mm512_storeu_si512(one, tops);
+    __m512i larger{};
+#pragma GCC unroll 4
+    for (int i = 0; i < 32; ++i) {
+      const __mmask32 lanes = _mm512_cmpgt_epi16_mask(_mm512_set1_epi16(one[i]), tops);
+      larger = _mm512_mask_add_epi16(larger, lanes, larger, _mm512_set1_epi16(1));
+    }
+    const __mmask32 in =
+        _mm512_cmplt_epi16_mask(larger, _mm512_set1_epi16(static_cast<std::int16_t>(wanted)));
+    const __m512i ones = _mm512_set1_epi32(-1);  // as integers, floats keep their order
+    const __m512i low = _mm512_mask_mov_epi32(ones, static_cast<__mmask16>(in), v),
+                  high = _mm512_mask_mov_epi32(ones, static_cast<__mmask16>(in >> 16), w);
+    const std::int32_t least = static_cast<std::int32_t>(
+        _mm512_reduce_min_epu32(_mm512_min_epu32(low, high)) & 0xffff0000u);
+    float value;
+    __builtin_memcpy(&value, &least, sizeof value);
+    return value;
+  }
+#endif
+  return value_of_rank(values, count, wanted);
 }
 
 /// The larger magnitude of each lane.
