@@ -25,8 +25,9 @@ constexpr float kDeviations = 6;
 // their fourth powers, which is closer.
 constexpr int kFewAtoms = 16;
 // Signals that the Gram form works on in turn: while one is updated, the Gram row of the other
-// comes from memory.
+// comes from memory. A Gram matrix that is near anyway leaves the first-level cache to one.
 constexpr int kGramSlots = 2;
+constexpr std::size_t kNearGram = std::size_t{2} << 20;
 // Candidates of one pick are often those of the next: what is known of |P_perp d|^2, by the last
 // bits of the index.
 constexpr int kKnown = 512;
@@ -116,11 +117,20 @@ inline int stride_of(const PursuitShape& shape) {
 
 inline bool is_full_ols(const PursuitShape& shape) { return shape.ols && shape.candidates == 0; }
 
+inline std::size_t gram_size(const PursuitShape& shape) {
+  return size(shape.num_atoms) * size(shape.padded_atoms) * sizeof(GramValue);
+}
+
+inline int gram_slots(const PursuitShape& shape) {
+  return gram_size(shape) <= kNearGram ? 1 : kGramSlots;
+}
+
 inline bool has_fresh_correlations(const PursuitShape& shape) {
   return kHasFreshCorrelations && !shape.gram && !is_full_ols(shape);
 }
 
-// A pick adds no more than `candidates`; one more for each that is refused. Read 64 at a time.
+// A pick adds no more than `candidates`; one more for each that is refused. Written a vector at a
+// time.
 inline std::size_t pool_size(const PursuitShape& shape) {
   const std::size_t most = size(shape.candidates) * size(shape.max_atoms) + kMaxRefused,
                     all = size(shape.padded_atoms);
@@ -636,20 +646,30 @@ inline void empty_pool(const PursuitShape& shape, Signal& s) {
   for (int i = 0; i < shape.padded_atoms / 64; ++i) s.pool.members[i] = 0;
 }
 
-// A value that at least `wanted` atoms reach, and few more: of as many groups as twice that, so many
-// do. 0 if there are fewer groups.
+// A value that at least `wanted` atoms reach, and few more: so many of fewer groups do. 0 if there
+// are not that many groups.
 inline float value_reached_by(const PursuitShape& shape, Scratch& scratch, int wanted) {
   const int groups = num_chunks(shape) * kLanes;
-  const int most = (2 * wanted + kLanes - 1) / kLanes * kLanes, count = groups < most ? groups : most;
+#if defined(__AVX512F__)
+  const bool by_network = wanted > 8 && wanted <= 16 && groups >= 64;
+#else
+  const bool by_network = false;
+#endif
+  const int most = by_network ? 64 : (2 * wanted + kLanes - 1) / kLanes * kLanes,
+            count = groups < most ? groups : most;
   if (count < wanted) return 0;
   float* const best = scratch.shortlist_scores;
   for (int first = 0; first < count; first += kLanes) {
     Vec top = load(scratch.group_best + first);
-    for (int g = first + count; g < groups; g += count) top = max(top, load(scratch.group_best + g));
+    for (int g = first + count; g < groups; g += count)
+      top = max(top, load(scratch.group_best + g));
     store(best + first, top);
   }
+#if defined(__AVX512F__)
+  if (by_network) return value_reached_by_16(best);
+#endif
   store(best + count, splat(-3e38f));
-  return value_reached_by(best, count, wanted);
+  return value_of_rank(best, count, wanted);
 }
 
 // Lists the atoms outside the pool whose |p| is at least `least`.
@@ -698,7 +718,8 @@ inline int leave_largest(const PursuitShape& shape,
   for (int i = 0; i < listed; i += kLanes) {
     const Vec v = load(sizes + i);
     const VecInt which = load_int(list + i);
-    const unsigned lanes = listed - i < kLanes ? (1u << (listed - i)) - 1 : (2u << (kLanes - 1)) - 1;
+    const unsigned lanes =
+        listed - i < kLanes ? (1u << (listed - i)) - 1 : (2u << (kLanes - 1)) - 1;
     const unsigned sure = mask_ge(v, all ? low : high) & lanes, either = mask_ge(v, low) & lanes;
     unsure += pack_lanes(apart + unsure, either & ~sure, which);
     in += pack_lanes(list + in, sure, which);
@@ -707,8 +728,8 @@ inline int leave_largest(const PursuitShape& shape,
   const int room = shape.candidates - above, from_list = unsure;
   for (int i = 0; i < pool.count; i += kLanes) {
     const Vec v = load(pool.sizes + i);
-    unsure += pack_lanes(
-        apart + unsure, mask_ge(v, low) & ~mask_ge(v, high), load_int(pool.atoms + i));
+    unsure +=
+        pack_lanes(apart + unsure, mask_ge(v, low) & ~mask_ge(v, high), load_int(pool.atoms + i));
   }
   float* const exact = scratch.exact;
   for (int i = 0; i < unsure; ++i)
@@ -1156,10 +1177,11 @@ inline void encode_gram(const PursuitShape& shape,
       shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, nullptr, scratch.packed);
   int working[kGramSlots];  // signal in each slot, or -1
   for (int& w : working) w = -1;
+  const int slots = gram_slots(shape);
   int next = 0, busy = 0;
   do {
     busy = 0;
-    for (int slot = 0; slot < kGramSlots; ++slot) {
+    for (int slot = 0; slot < slots; ++slot) {
       if (working[slot] < 0) {
         while (next < block.num_signals && !scratch.signals[next].finite) ++next;
         if (next == block.num_signals) continue;
@@ -1303,10 +1325,6 @@ inline void prepare_gram(const PursuitShape& shape,
   const float* rows[kPanel];
   for (int i = 0; i < count; ++i) rows[i] = atom_row(shape, atoms, first + i);
   gram_rows(shape, atoms, rows, first, count, packed);
-}
-
-inline std::size_t gram_size(const PursuitShape& shape) {
-  return size(shape.num_atoms) * size(shape.padded_atoms) * sizeof(GramValue);
 }
 
 }  // namespace

@@ -209,8 +209,8 @@ inline VecInt lane_numbers() {
 }
 
 /// Lists those of v[0..count) of magnitude >= least whose bit in `without` is not set; count is a
-/// multiple of 64, at most kMostListed. Reads `without` in pieces of 256 bits. Writes up to a vector
-/// beyond those listed.
+/// multiple of 64, at most kMostListed. Reads `without` in pieces of 256 bits. Writes up to a
+/// vector beyond those listed.
 constexpr int kMostListed = 8192;
 inline int list_reaching(
     const float* v, int count, float least, const std::uint64_t* without, std::int32_t* indices) {
@@ -220,7 +220,8 @@ inline int list_reaching(
   // wrong.
   std::uint16_t masks[kMostListed / 16 + 16];
   std::int32_t vectors[kMostListed / 16 + 16];
-  for (int i = 0; i < count; i += 16) {
+#pragma GCC unroll 4
+  for (unsigned i = 0; i < static_cast<unsigned>(count); i += 16) {
     masks[i / 16] = static_cast<std::uint16_t>(
         _mm512_cmp_ps_mask((__m512)abs(load(v + i)), (__m512)splat(least), _CMP_GE_OQ));
   }
@@ -233,12 +234,10 @@ inline int list_reaching(
     };
     const __m256i left = _mm256_andnot_si256(read(without + first / 4), read(masks + first));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(masks + first), left);
-    with_any += pack_lanes(
-        vectors + with_any, _mm256_test_epi16_mask(left, left), lanes + first);
+    with_any += pack_lanes(vectors + with_any, _mm256_test_epi16_mask(left, left), lanes + first);
   }
   for (int i = 0; i < with_any; ++i) {
-    const unsigned mask = masks[vectors[i]];
-    listed += pack_lanes(indices + listed, mask, lanes + vectors[i] * 16);
+    listed += pack_lanes(indices + listed, masks[vectors[i]], lanes + vectors[i] * 16);
   }
 #else
   for (int first = 0; first < count; first += 64) {
@@ -299,35 +298,56 @@ inline float value_of_rank(const float* values, int count, int wanted) {
   return -largest(most);
 }
 
-/// A value that `wanted` of `count` nonnegative values reach, but hardly less than the largest such.
-inline float value_reached_by(const float* values, int count, int wanted) {
-#if defined(__AVX512BW__)
-  if (count == 32) {  // by the upper halves, whose order is the same
-    const __m512i v = (__m512i)load(values), w = (__m512i)load(values + 16);
-    const auto top = [](__m512i x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)); };
-    const __m512i tops = _mm512_inserti64x4(_mm512_castsi256_si512(top(v)), top(w), 1);
-    std::int16_t one[32];
-    _mm512_storeu_si512(one, tops);
-    __m512i larger{};
-#pragma GCC unroll 4
-    for (int i = 0; i < 32; ++i) {
-      const __mmask32 lanes = _mm512_cmpgt_epi16_mask(_mm512_set1_epi16(one[i]), tops);
-      larger = _mm512_mask_add_epi16(larger, lanes, larger, _mm512_set1_epi16(1));
+#if defined(__AVX512F__)
+/// A value that 16 of 64 values reach, but hardly less than the largest such: of both halves of the
+/// 64 the one of rank 8, by a sorting network on ever fewer lanes.
+inline float value_reached_by_16(const float* values) {
+  struct Sort {
+    void operator()(__m512& a, __m512& b) const {
+      const __m512 top = _mm512_max_ps(a, b);
+      b = _mm512_min_ps(a, b), a = top;
     }
-    const __mmask32 in =
-        _mm512_cmplt_epi16_mask(larger, _mm512_set1_epi16(static_cast<std::int16_t>(wanted)));
-    const __m512i ones = _mm512_set1_epi32(-1);  // as integers, floats keep their order
-    const __m512i low = _mm512_mask_mov_epi32(ones, static_cast<__mmask16>(in), v),
-                  high = _mm512_mask_mov_epi32(ones, static_cast<__mmask16>(in >> 16), w);
-    const std::int32_t least = static_cast<std::int32_t>(
-        _mm512_reduce_min_epu32(_mm512_min_epu32(low, high)) & 0xffff0000u);
-    float value;
-    __builtin_memcpy(&value, &least, sizeof value);
-    return value;
+    void operator()(__m256& a, __m256& b) const {
+      const __m256 top = _mm256_max_ps(a, b);
+      b = _mm256_min_ps(a, b), a = top;
+    }
+    void operator()(__m128& a, __m128& b) const {
+      const __m128 top = _mm_max_ps(a, b);
+      b = _mm_min_ps(a, b), a = top;
+    }
+  };
+  const Sort sort;
+  // Orders n vectors whose lanes rise and fall.
+  const auto merge = [&](auto* v, int n) {
+    for (int step = n / 2; step > 0; step /= 2) {
+      for (int i = 0; i < n; ++i) {
+        if ((i & step) == 0) sort(v[i], v[i + step]);
+      }
+    }
+  };
+  __m512 v[4];
+  for (int i = 0; i < 4; ++i) v[i] = (__m512)load(values + i * 16);
+  sort(v[0], v[1]);
+  sort(v[2], v[3]);
+  sort(v[0], v[2]);
+  sort(v[1], v[3]);
+  sort(v[1], v[2]);
+  __m256 eight[8];
+  for (int i = 0; i < 4; ++i) {
+    eight[i] = _mm512_castps512_ps256(v[i]);
+    eight[7 - i] = _mm512_extractf32x8_ps(v[i], 1);
   }
-#endif
-  return value_of_rank(values, count, wanted);
+  merge(eight, 8);
+  __m128 best[8];
+  for (int i = 0; i < 8; ++i)
+    best[i] = _mm_max_ps(_mm256_castps256_ps128(eight[i]), _mm256_extractf128_ps(eight[7 - i], 1));
+  merge(best, 8);
+  __m128 last = _mm_max_ps(best[0], _mm_movehl_ps(best[7], best[7]));
+  for (int i = 1; i < 8; ++i)
+    last = _mm_min_ps(last, _mm_max_ps(best[i], _mm_movehl_ps(best[7 - i], best[7 - i])));
+  return _mm_cvtss_f32(_mm_min_ps(last, _mm_movehdup_ps(last)));
 }
+#endif
 
 /// The larger magnitude of each lane.
 inline Vec max_magnitude(Vec so_far, Vec v) {
