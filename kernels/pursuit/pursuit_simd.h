@@ -734,11 +734,13 @@ inline int leave_largest(const PursuitShape& shape,
   float* const exact = scratch.exact;
   for (int i = 0; i < unsure; ++i)
     exact[i] = magnitude(dot(atom_row(shape, atoms, apart[i]), s.residual, shape.padded_dim));
+  store(exact + unsure, splat(-3e38f));
+  const float least = value_of_rank(exact, unsure, room);
   for (int i = 0; i < from_list; ++i) {
     int before = 0;  // of equals the lowest indices are in
-    for (int j = 0; j < unsure; ++j)
-      before += exact[j] > exact[i] || (exact[j] == exact[i] && apart[j] < apart[i]);
-    if (before < room) list[in++] = apart[i];
+    for (int j = 0; exact[i] == least && j < unsure; ++j)
+      before += exact[j] > least || (exact[j] == least && apart[j] < apart[i]);
+    if (exact[i] >= least && before < room) list[in++] = apart[i];
   }
   return in;
 }
