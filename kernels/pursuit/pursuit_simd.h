@@ -706,7 +706,9 @@ inline int leave_largest(const PursuitShape& shape,
   const Pool& pool = s.pool;
   const float last = value_of_rank(sizes, count, shape.candidates);
   // Those that the screen cannot tell from it may have to be told apart.
-  const Vec low = splat(last - 2 * s.error_p), high = splat(last + 2.001f * s.error_p);
+  // (A size of 0 is that of an atom that is taken, or of the rest of a vector.)
+  const Vec low = max(splat(last - 2 * s.error_p), splat(1e-30f)),
+            high = splat(last + 2.001f * s.error_p);
   int above = 0, reaching = 0;
   for (int i = 0; i < count; i += kLanes) {
     above += __builtin_popcount(mask_ge(load(sizes + i), high));
