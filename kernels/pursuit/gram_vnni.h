@@ -129,7 +129,8 @@ inline Vec rows_squared(
     const PursuitShape& shape, const void* rows, VecInt atoms, int first, int end) {
   constexpr float kUnit = 1 / kRowOne / kRowOne;
   const int chunk_size = row_pairs(shape) * kChunkAtoms;
-  const VecInt place = atoms / kChunkAtoms * chunk_size + atoms % kChunkAtoms;
+  const VecInt chunk = atoms >> kChunkBits,
+               place = chunk * chunk_size + (atoms & (kChunkAtoms - 1));
   const auto pair = [&](int i) {
     return (VecInt)_mm512_i32gather_epi32(
         (__m512i)place, static_cast<const std::int32_t*>(rows) + size(i / 2) * kChunkAtoms, 4);

@@ -25,8 +25,9 @@ constexpr float kDeviations = 6;
 // their fourth powers, which is closer.
 constexpr int kFewAtoms = 16;
 // Signals that the Gram form works on in turn: while one is updated, the Gram row of the other
-// comes from memory.
+// comes from memory. A Gram matrix that is near anyway leaves the first-level cache to one.
 constexpr int kGramSlots = 2;
+constexpr std::size_t kNearGram = std::size_t{2} << 20;
 // Candidates of one pick are often those of the next: what is known of |P_perp d|^2, by the last
 // bits of the index.
 constexpr int kKnown = 512;
@@ -45,9 +46,10 @@ struct Known {
 // that were among the largest |d.r| at some pick of this signal. OLS among all: those so near the
 // span that the screen, which knows it to within error_n, says nothing.
 struct Pool {
-  std::int32_t* atoms;    // [pool_size]
-  std::int32_t* members;  // a bit for each atom; among candidates only
-  float* outside;         // [pool_size]: |P_perp d|^2 after `seen` atoms were taken
+  std::int32_t* atoms;     // [pool_size]
+  float* outside;          // [pool_size]: |P_perp d|^2 after `seen` atoms were taken
+  float* sizes;            // [pool_size]: |d.r|; this and the next among candidates only
+  std::uint64_t* members;  // a bit for each atom
   int count, seen;
 };
 
@@ -115,11 +117,20 @@ inline int stride_of(const PursuitShape& shape) {
 
 inline bool is_full_ols(const PursuitShape& shape) { return shape.ols && shape.candidates == 0; }
 
+inline std::size_t gram_size(const PursuitShape& shape) {
+  return size(shape.num_atoms) * size(shape.padded_atoms) * sizeof(GramValue);
+}
+
+inline int gram_slots(const PursuitShape& shape) {
+  return gram_size(shape) <= kNearGram ? 1 : kGramSlots;
+}
+
 inline bool has_fresh_correlations(const PursuitShape& shape) {
   return kHasFreshCorrelations && !shape.gram && !is_full_ols(shape);
 }
 
-// A pick adds no more than `candidates`; one more for each that is refused. Read 64 at a time.
+// A pick adds no more than `candidates`; one more for each that is refused. Written a vector at a
+// time.
 inline std::size_t pool_size(const PursuitShape& shape) {
   const std::size_t most = size(shape.candidates) * size(shape.max_atoms) + kMaxRefused,
                     all = size(shape.padded_atoms);
@@ -165,8 +176,9 @@ inline std::size_t carve(const PursuitShape& shape, char* base, Scratch& s) {
     signal.chosen = carver.take<std::int32_t>(atoms);
     signal.known = carver.take<Known>(shape.ols ? kKnown + 1 : 0);
     signal.pool.atoms = carver.take<std::int32_t>(pool_size(shape));
-    signal.pool.members = carver.take<std::int32_t>(shape.candidates > 0 ? np / 32 : 0);
     signal.pool.outside = carver.take<float>(pool_size(shape));
+    signal.pool.sizes = carver.take<float>(shape.candidates > 0 ? pool_size(shape) : 0);
+    signal.pool.members = carver.take<std::uint64_t>(shape.candidates > 0 ? np / 64 : 0);
     signal.spread = carver.take<float>(is_full_ols(shape) ? np : 0);
     signal.rows = carver.take<char>(shape.gram           ? row_bytes(shape)
                                     : is_full_ols(shape) ? np * sizeof(float)
@@ -628,111 +640,105 @@ inline Pick settle_omp(const PursuitShape& shape,
   return pick;
 }
 
-// A value that at least `wanted` and, if it can be told apart, few more groups reach.
-inline float value_reached_by(const Scratch& scratch, int groups, int wanted) {
-  float low = 0, high = largest_group(scratch, groups);
-  for (int step = 0; step < 12; ++step) {
-    const float middle = 0.5f * (low + high);
-    int reached = 0;
-    for (int g = 0; g < groups; g += kLanes) {
-      reached += __builtin_popcount(mask_ge(load(scratch.group_best + g), splat(middle)));
-    }
-    (reached >= wanted ? low : high) = middle;
-    if (reached >= wanted && reached <= wanted + wanted / 4) break;
-  }
-  return low;
-}
-
 inline void empty_pool(const PursuitShape& shape, Signal& s) {
   s.pool.count = s.pool.seen = 0;
   if (shape.candidates == 0) return;
-  for (int i = 0; i < shape.padded_atoms / 32; ++i) s.pool.members[i] = 0;
+  for (int i = 0; i < shape.padded_atoms / 64; ++i) s.pool.members[i] = 0;
 }
 
-inline bool is_in_pool(const Signal& s, int atom) {
-  return (s.pool.members[atom / 32] >> (atom % 32) & 1) != 0;
-}
-
-// The value of rank `wanted` among `count` values, more than that, in whole vectors that end with
-// negative ones.
-inline float value_of_rank(const float* values, int count, int wanted) {
-  Vec most = splat(-3e38f);  // of the values of lower rank, negated
+// A value that at least `wanted` atoms reach, and few more: so many of fewer groups do. 0 if there
+// are not that many groups.
+inline float value_reached_by(const PursuitShape& shape, Scratch& scratch, int wanted) {
+  const int groups = num_chunks(shape) * kLanes;
+#if defined(__AVX512F__)
+  const bool by_network = wanted > 8 && wanted <= 16 && groups >= 64;
+#else
+  const bool by_network = false;
+#endif
+  const int most = by_network ? 64 : (2 * wanted + kLanes - 1) / kLanes * kLanes,
+            count = groups < most ? groups : most;
+  if (count < wanted) return 0;
+  float* const best = scratch.shortlist_scores;
   for (int first = 0; first < count; first += kLanes) {
-    const Vec v = load(values + first);
-    VecInt larger{};
-    for (int i = 0; i < count; ++i) larger = count_if_larger(larger, splat(values[i]), v);
-    const VecInt is_in = larger < wanted;
-    most = max(most, (Vec)(((VecInt)(-v) & is_in) | ((VecInt)splat(-3e38f) & ~is_in)));
+    Vec top = load(scratch.group_best + first);
+    for (int g = first + count; g < groups; g += count)
+      top = max(top, load(scratch.group_best + g));
+    store(best + first, top);
   }
-  return -largest(most);
+#if defined(__AVX512F__)
+  if (by_network) return value_reached_by_16(best);
+#endif
+  store(best + count, splat(-3e38f));
+  return value_of_rank(best, count, wanted);
 }
 
-// Lists the atoms among the `candidates` largest |d.r|; some that are in the pool may be missing.
-inline int list_largest(const PursuitShape& shape,
-                        const PreparedAtoms& atoms,
-                        Scratch& scratch,
-                        const Signal& s) {
+// Lists the atoms outside the pool whose |p| is at least `least`.
+inline int list_new(const PursuitShape& shape, Scratch& scratch, const Signal& s, float least) {
+  std::int32_t* const list = scratch.shortlist;
+  const std::uint64_t* const members = s.pool.members;
+  if (shape.padded_atoms <= kMostListed)
+    return list_reaching(s.correlations, shape.padded_atoms, least, members, list);
+  int listed = 0;
+  visit_atoms(
+      shape,
+      scratch,
+      s,
+      false,
+      [&] { return least; },
+      [&](int atom) {
+        list[listed] = atom;
+        listed += (members[atom / 64] >> (atom % 64) & 1) == 0;
+      });
+  return listed;
+}
+
+// Of the listed atoms, outside the pool and with |p| of `sizes`, leaves those among the
+// `candidates` largest |d.r|. Behind their sizes are those of the pool's atoms that may be among
+// them, `count` in all, more than there are candidates.
+inline int leave_largest(const PursuitShape& shape,
+                         const PreparedAtoms& atoms,
+                         Scratch& scratch,
+                         const Signal& s,
+                         int listed,
+                         int count) {
   std::int32_t* const list = scratch.shortlist;
   float* const sizes = scratch.shortlist_scores;
-  const int wanted = shape.candidates, groups = num_chunks(shape) * kLanes;
-  // Many groups reach the threshold, so at least so many atoms do. Those taken have a correlation
-  // of 0; where they might be among them all the same, as many more are asked for.
-  float reached = value_reached_by(scratch, groups, wanted);
-  const bool near_zero = reached <= 3 * s.error_p;
-  if (near_zero) reached = value_reached_by(scratch, groups, wanted + s.count + s.num_refused);
-  const float threshold = reached - 2 * s.error_p;
-  // A correlation of exactly 0 is that of padding, or useless.
-  const float positive = threshold > 0 ? threshold : 1e-30f;
-  int listed = 0;
-  if (shape.padded_atoms <= 8192) {
-    listed = list_reaching(s.correlations, shape.padded_atoms, positive, list);
-  } else {
-    visit_atoms(
-        shape,
-        scratch,
-        s,
-        false,
-        [&] { return positive; },
-        [&](int atom) { list[listed++] = atom; });
+  const Pool& pool = s.pool;
+  const float last = value_of_rank(sizes, count, shape.candidates);
+  // Those that the screen cannot tell from it may have to be told apart.
+  // (A size of 0 is that of an atom that is taken, or of the rest of a vector.)
+  const Vec low = max(splat(last - 2 * s.error_p), splat(1e-30f)),
+            high = splat(last + 2.001f * s.error_p);
+  int above = 0, reaching = 0;
+  for (int i = 0; i < count; i += kLanes) {
+    above += __builtin_popcount(mask_ge(load(sizes + i), high));
+    reaching += __builtin_popcount(mask_ge(load(sizes + i), low));
   }
-  if (near_zero) {
-    int left = 0;
-    for (int i = 0; i < listed; ++i) {
-      if (!is_taken(s, list[i])) list[left++] = list[i];
-    }
-    listed = left;
-  }
-  if (listed <= wanted) return listed;
-  store_int(list + listed, list[0] - VecInt{});  // the rest of a vector
-  for (int i = 0; i < listed; i += kLanes)
-    store(sizes + i, abs(load_at(s.correlations, load_int(list + i))));
-  store(sizes + listed, splat(-3e38f));
-  const float last = value_of_rank(sizes, listed, wanted);
-  // Those that the screen cannot tell from it are set apart.
-  const Vec low = splat(last - 2 * s.error_p), high = splat(last + 2.001f * s.error_p);
   std::int32_t* const apart = scratch.places;
+  const bool all = reaching <= shape.candidates;
   int in = 0, unsure = 0;
   for (int i = 0; i < listed; i += kLanes) {
     const Vec v = load(sizes + i);
     const VecInt which = load_int(list + i);
-    const unsigned above = mask_ge(v, high);
-    unsure += pack_lanes(apart + unsure, mask_ge(v, low) & ~above, which);
-    in += pack_lanes(list + in, above, which);
+    const unsigned lanes =
+        listed - i < kLanes ? (1u << (listed - i)) - 1 : (2u << (kLanes - 1)) - 1;
+    const unsigned sure = mask_ge(v, all ? low : high) & lanes, either = mask_ge(v, low) & lanes;
+    unsure += pack_lanes(apart + unsure, either & ~sure, which);
+    in += pack_lanes(list + in, sure, which);
   }
-  bool matters = false;  // not if all of them are in the pool already
-  for (int i = 0; i < unsure; ++i) matters = matters || !is_in_pool(s, apart[i]);
-  if (!matters) return in;
-  const int room = wanted - in;
-  if (unsure <= room) {
-    for (int i = 0; i < unsure; ++i) list[in++] = apart[i];
-    return in;
+  if (unsure == 0) return in;
+  const int room = shape.candidates - above, from_list = unsure;
+  for (int i = 0; i < pool.count; i += kLanes) {
+    const Vec v = load(pool.sizes + i);
+    unsure +=
+        pack_lanes(apart + unsure, mask_ge(v, low) & ~mask_ge(v, high), load_int(pool.atoms + i));
   }
   float* const exact = scratch.exact;
   for (int i = 0; i < unsure; ++i)
     exact[i] = magnitude(dot(atom_row(shape, atoms, apart[i]), s.residual, shape.padded_dim));
   store(exact + unsure, splat(-3e38f));
   const float least = value_of_rank(exact, unsure, room);
-  for (int i = 0; i < unsure; ++i) {
+  for (int i = 0; i < from_list; ++i) {
     int before = 0;  // of equals the lowest indices are in
     for (int j = 0; exact[i] == least && j < unsure; ++j)
       before += exact[j] > least || (exact[j] == least && apart[j] < apart[i]);
@@ -788,26 +794,51 @@ inline void follow_pool(const PursuitShape& shape, const PreparedAtoms& atoms, S
   }
 }
 
+// Adds the atoms among the `candidates` largest |d.r|.
 inline void add_to_pool(const PursuitShape& shape,
                         const PreparedAtoms& atoms,
                         Scratch& scratch,
                         Signal& s) {
   Pool& pool = s.pool;
-  const int listed = list_largest(shape, atoms, scratch, s), before = pool.count;
-  int count = before;
-  if (listed > 0) store_int(scratch.shortlist + listed, scratch.shortlist[0] - VecInt{});
-  for (int i = 0; i < listed; i += kLanes) {
-    const VecInt which = load_int(scratch.shortlist + i);
-    const VecInt member = load_int_at(pool.members, which >> 5) << (31 - (which & 31));
-    const int left = listed - i < kLanes ? listed - i : kLanes;
-    const unsigned lanes = ~mask_negative(member) & ((1u << left) - 1);
-    count += pack_lanes(pool.atoms + count, lanes, which);
+  // Atoms that are taken have a correlation of 0; where they might reach the value all the same, as
+  // many more are asked for.
+  float reached = value_reached_by(shape, scratch, shape.candidates);
+  if (reached <= 3 * s.error_p)
+    reached = value_reached_by(shape, scratch, shape.candidates + s.count + s.num_refused);
+  const float threshold = reached - 2 * s.error_p;
+  // A correlation of exactly 0 is that of padding, or useless.
+  const float positive = threshold > 0 ? threshold : 1e-30f;
+  const int listed = list_new(shape, scratch, s, positive);
+  float* const sizes = scratch.shortlist_scores;
+  for (int i = 0; i < pool.count; i += kLanes) {
+    const Vec p = abs(load_at(s.correlations, load_int(pool.atoms + i)));
+    store(pool.sizes + i, load(pool.outside + i) < 1e29f ? p : Vec{});
   }
-  for (int i = before; i < count; ++i)
-    pool.members[pool.atoms[i] / 32] |= static_cast<std::int32_t>(1u << (pool.atoms[i] % 32));
-  pool.count = count;
-  if (count == 0) return;
+  if (listed == 0) return;
+  store_int(scratch.shortlist + listed, scratch.shortlist[0] - VecInt{});  // the rest of a vector
+  for (int i = 0; i < listed; i += kLanes)
+    store(sizes + i, abs(load_at(s.correlations, load_int(scratch.shortlist + i))));
+  int count = listed;
+  for (int i = 0; i < pool.count; i += kLanes) {
+    const Vec v = load(pool.sizes + i);
+    count += pack_lanes(sizes + count, mask_ge(v, splat(positive)), v);
+  }
+  store(sizes + count, splat(-3e38f));
+  const int left =
+      count > shape.candidates ? leave_largest(shape, atoms, scratch, s, listed, count) : listed;
+  const int before = pool.count;
+  for (int i = 0; i < left; i += kLanes) {
+    const VecInt which = load_int(scratch.shortlist + i);
+    store_int(pool.atoms + before + i, which);
+    store(pool.sizes + before + i, abs(load_at(s.correlations, which)));
+  }
+  for (int i = 0; i < left; ++i) {
+    const int atom = scratch.shortlist[i];
+    pool.members[atom / 64] |= std::uint64_t{1} << (atom % 64);
+  }
+  pool.count += left;
   store_int(pool.atoms + pool.count, pool.atoms[0] - VecInt{});  // the rest of vectors
+  store(pool.sizes + pool.count, Vec{});
   follow_pool(shape, atoms, scratch, s, before);
 }
 
@@ -950,17 +981,16 @@ inline Pick settle_among(const PursuitShape& shape,
   store(pool.outside + pool.count, splat(1e30f));  // the rest of a vector
   Vec least{};
   for (int i = 0; i < pool.count; i += kLanes) {
-    const Vec p = load_at(s.correlations, load_int(pool.atoms + i));
-    const VectorBounds bounds = ols_bounds(p, load(pool.outside + i), s.error_p, error_n);
+    const VectorBounds bounds =
+        ols_bounds(load(pool.sizes + i), load(pool.outside + i), s.error_p, error_n);
     least = max(least, bounds.low);
     store(highs + i, bounds.high);
   }
-  for (int i = (pool.count + kLanes - 1) / kLanes * kLanes; i % 64 != 0; i += kLanes)
-    store(highs + i, Vec{});
-  const float enough = largest(least);
+  const float enough = largest(least), reach = enough > floor ? enough : floor;
   std::int32_t* const places = scratch.places;
-  const int left =
-      list_reaching(highs, (pool.count + 63) / 64 * 64, enough > floor ? enough : floor, places);
+  int left = 0;
+  for (int i = 0; i < pool.count; i += kLanes)
+    left += pack_lanes(places + left, mask_ge(load(highs + i), splat(reach)), lane_numbers() + i);
   int place = -1;
   if (left == 1 && enough > floor) {
     place = places[0];
@@ -1151,10 +1181,11 @@ inline void encode_gram(const PursuitShape& shape,
       shape, atoms, scratch.inputs, scratch.norms, count, scratch.outputs, nullptr, scratch.packed);
   int working[kGramSlots];  // signal in each slot, or -1
   for (int& w : working) w = -1;
+  const int slots = gram_slots(shape);
   int next = 0, busy = 0;
   do {
     busy = 0;
-    for (int slot = 0; slot < kGramSlots; ++slot) {
+    for (int slot = 0; slot < slots; ++slot) {
       if (working[slot] < 0) {
         while (next < block.num_signals && !scratch.signals[next].finite) ++next;
         if (next == block.num_signals) continue;
@@ -1298,10 +1329,6 @@ inline void prepare_gram(const PursuitShape& shape,
   const float* rows[kPanel];
   for (int i = 0; i < count; ++i) rows[i] = atom_row(shape, atoms, first + i);
   gram_rows(shape, atoms, rows, first, count, packed);
-}
-
-inline std::size_t gram_size(const PursuitShape& shape) {
-  return size(shape.num_atoms) * size(shape.padded_atoms) * sizeof(GramValue);
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ constexpr float kIndependent = 1e-5f;
 // Screens keep the best value of each group of atoms: one lane of a chunk of this many vectors.
 constexpr int kChunkVectors = 16;
 constexpr int kChunkAtoms = kChunkVectors * kLanes;
+constexpr int kChunkBits = kLanes == 16 ? 8 : kLanes == 8 ? 7 : 6;
+static_assert(1 << kChunkBits == kChunkAtoms);
 
 inline std::size_t size(int count) { return static_cast<std::size_t>(count); }
 inline float magnitude(float x) { return __builtin_fabsf(x); }

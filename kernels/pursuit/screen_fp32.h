@@ -182,7 +182,8 @@ inline void gram_step(const PursuitShape& shape, const GramStep& step) {
 inline Vec rows_squared(
     const PursuitShape& shape, const void* rows, VecInt atoms, int first, int end) {
   const int chunk_size = shape.max_atoms * kChunkAtoms;
-  const VecInt place = atoms / kChunkAtoms * chunk_size + atoms % kChunkAtoms;
+  const VecInt chunk = atoms >> kChunkBits,
+               place = chunk * chunk_size + (atoms & (kChunkAtoms - 1));
   Vec sum{};
   for (int i = first; i < end; ++i) {
     const Vec q = load_at(static_cast<const float*>(rows) + size(i) * kChunkAtoms, place);

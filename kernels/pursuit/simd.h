@@ -178,15 +178,74 @@ inline VecInt load_int_at(const std::int32_t* v, VecInt index) {
 #endif
 }
 
-/// Lists those of v[0..count) of magnitude >= least; count is a multiple of 64. Writes up to three
-/// beyond those listed.
-inline int list_reaching(const float* v, int count, float least, std::int32_t* indices) {
+/// Writes the lanes of the mask one after another, and other values after them, a vector in all.
+/// @returns how many are in the mask.
+inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
+#if defined(__AVX512F__)
+  store_int(to, (VecInt)_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), (__m512i)v));
+  return __builtin_popcount(mask);
+#else
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
+  return count;
+#endif
+}
+inline int pack_lanes(float* to, unsigned mask, Vec v) {
+#if defined(__AVX512F__)
+  store(to, (Vec)_mm512_maskz_compress_ps(static_cast<__mmask16>(mask), (__m512)v));
+  return __builtin_popcount(mask);
+#else
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
+  return count;
+#endif
+}
+
+/// 0, 1, 2, ...
+inline VecInt lane_numbers() {
+  VecInt v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
+/// Lists those of v[0..count) of magnitude >= least whose bit in `without` is not set; count is a
+/// multiple of 64, at most kMostListed. Reads `without` in pieces of 256 bits. Writes up to a
+/// vector beyond those listed.
+constexpr int kMostListed = 8192;
+inline int list_reaching(
+    const float* v, int count, float least, const std::uint64_t* without, std::int32_t* indices) {
   int listed = 0;
+#if defined(__AVX512BW__)
+  // First the vectors that have any, then the lanes of those: few branches, which would be foreseen
+  // wrong.
+  std::uint16_t masks[kMostListed / 16 + 16];
+  std::int32_t vectors[kMostListed / 16 + 16];
+#pragma GCC unroll 4
+  for (unsigned i = 0; i < static_cast<unsigned>(count); i += 16) {
+    masks[i / 16] = static_cast<std::uint16_t>(
+        _mm512_cmp_ps_mask((__m512)abs(load(v + i)), (__m512)splat(least), _CMP_GE_OQ));
+  }
+  const VecInt lanes = lane_numbers();
+  int with_any = 0;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(masks + count / 16), __m256i{});
+  for (int first = 0; first < count / 16; first += 16) {
+    const auto read = [](const void* from) {
+      return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+    };
+    const __m256i left = _mm256_andnot_si256(read(without + first / 4), read(masks + first));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(masks + first), left);
+    with_any += pack_lanes(vectors + with_any, _mm256_test_epi16_mask(left, left), lanes + first);
+  }
+  for (int i = 0; i < with_any; ++i) {
+    listed += pack_lanes(indices + listed, masks[vectors[i]], lanes + vectors[i] * 16);
+  }
+#else
   for (int first = 0; first < count; first += 64) {
     std::uint64_t mask = 0;
 #pragma GCC unroll 16
     for (int i = 0; i < 64; i += kLanes)
       mask |= static_cast<std::uint64_t>(mask_ge(abs(load(v + first + i)), splat(least))) << i;
+    mask &= ~without[first / 64];
     // Seldom are there more than three, so these are written whether they are there or not: a
     // branch on their number would be foreseen wrong.
     constexpr int kBlind = 3;
@@ -201,20 +260,8 @@ inline int list_reaching(const float* v, int count, float least, std::int32_t* i
     for (int i = kBlind; i < found; ++i) list(i);
     listed += found;
   }
-  return listed;
-}
-
-/// Writes the lanes of the mask one after another, and other values after them, a vector in all.
-/// @returns how many are in the mask.
-inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
-#if defined(__AVX512F__)
-  store_int(to, (VecInt)_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), (__m512i)v));
-  return __builtin_popcount(mask);
-#else
-  int count = 0;
-  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
-  return count;
 #endif
+  return listed;
 }
 
 /// One more in each lane with a > b.
@@ -227,6 +274,80 @@ inline VecInt count_if_larger(VecInt count, Vec a, Vec b) {
   return count - (a > b);
 #endif
 }
+
+/// The value of rank `wanted` among `count` values, no fewer than that, followed by a vector of
+/// negative ones.
+inline float value_of_rank(const float* values, int count, int wanted) {
+  const Vec none = splat(-3e38f);
+  Vec most = none;  // of the values of lower rank, negated
+  for (int first = 0; first < count; first += 2 * kLanes) {
+    const Vec v = load(values + first),
+              w = first + kLanes < count ? load(values + first + kLanes) : none;
+    VecInt larger{}, larger_than_w{};
+    for (int i = 0; i < count; i += 4) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const Vec value = splat(values[i + j]);
+        larger = count_if_larger(larger, value, v);
+        larger_than_w = count_if_larger(larger_than_w, value, w);
+      }
+    }
+    most = max(most, larger < wanted ? -v : none);
+    most = max(most, larger_than_w < wanted ? -w : none);
+  }
+  return -largest(most);
+}
+
+#if defined(__AVX512F__)
+/// A value that 16 of 64 values reach, but hardly less than the largest such: of both halves of the
+/// 64 the one of rank 8, by a sorting network on ever fewer lanes.
+inline float value_reached_by_16(const float* values) {
+  struct Sort {
+    void operator()(__m512& a, __m512& b) const {
+      const __m512 top = _mm512_max_ps(a, b);
+      b = _mm512_min_ps(a, b), a = top;
+    }
+    void operator()(__m256& a, __m256& b) const {
+      const __m256 top = _mm256_max_ps(a, b);
+      b = _mm256_min_ps(a, b), a = top;
+    }
+    void operator()(__m128& a, __m128& b) const {
+      const __m128 top = _mm_max_ps(a, b);
+      b = _mm_min_ps(a, b), a = top;
+    }
+  };
+  const Sort sort;
+  // Orders n vectors whose lanes rise and fall.
+  const auto merge = [&](auto* v, int n) {
+    for (int step = n / 2; step > 0; step /= 2) {
+      for (int i = 0; i < n; ++i) {
+        if ((i & step) == 0) sort(v[i], v[i + step]);
+      }
+    }
+  };
+  __m512 v[4];
+  for (int i = 0; i < 4; ++i) v[i] = (__m512)load(values + i * 16);
+  sort(v[0], v[1]);
+  sort(v[2], v[3]);
+  sort(v[0], v[2]);
+  sort(v[1], v[3]);
+  sort(v[1], v[2]);
+  __m256 eight[8];
+  for (int i = 0; i < 4; ++i) {
+    eight[i] = _mm512_castps512_ps256(v[i]);
+    eight[7 - i] = _mm512_extractf32x8_ps(v[i], 1);
+  }
+  merge(eight, 8);
+  __m128 best[8];
+  for (int i = 0; i < 8; ++i)
+    best[i] = _mm_max_ps(_mm256_castps256_ps128(eight[i]), _mm256_extractf128_ps(eight[7 - i], 1));
+  merge(best, 8);
+  __m128 last = _mm_max_ps(best[0], _mm_movehl_ps(best[7], best[7]));
+  for (int i = 1; i < 8; ++i)
+    last = _mm_min_ps(last, _mm_max_ps(best[i], _mm_movehl_ps(best[7 - i], best[7 - i])));
+  return _mm_cvtss_f32(_mm_min_ps(last, _mm_movehdup_ps(last)));
+}
+#endif
 
 /// The larger magnitude of each lane.
 inline Vec max_magnitude(Vec so_far, Vec v) {
