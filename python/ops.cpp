@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_on_device(const Tensor& x,
   p.max_atoms = options.max_atoms;
   p.rule = options.selection.rule == lexico::Selection::Rule::kOls ? kernels::PursuitRule::kOls
                                                                    : kernels::PursuitRule::kOmp;
-  p.candidates = options.selection.candidates;
+  p.candidates = options.selection.candidates_among(p.num_atoms);
   p.relative_tolerance = options.relative_tolerance;
   p.atoms = d.const_data_ptr<float>();
   p.signals = x.const_data_ptr<float>();

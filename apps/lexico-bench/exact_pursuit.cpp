@@ -23,12 +23,12 @@ ExactCode exact_pursuit(
   constexpr double kIndependent = 1e-5, kResidualFloor = 1e-6;
   const auto row = [&](int n) { return atoms + static_cast<std::ptrdiff_t>(n) * dim; };
   const bool ols = options.selection.rule == Selection::Rule::kOls;
+  const int candidates = options.selection.candidates_among(num_atoms);
   const std::size_t count = static_cast<std::size_t>(num_atoms);
   std::vector<double> residual(signal, signal + dim), correlation(count), outside(count);
   std::vector<std::vector<double>> basis;
   std::vector<int> order(count);
-  std::vector<bool> taken(count, false),
-      candidate(count, !ols || options.selection.candidates == 0);
+  std::vector<bool> taken(count, false), candidate(count, !ols || candidates == 0);
   for (int n = 0; n < num_atoms; ++n)
     outside[static_cast<std::size_t>(n)] = dot(row(n), row(n), dim);
   const double size = std::sqrt(dot(signal, signal, dim));
@@ -40,10 +40,10 @@ ExactCode exact_pursuit(
     for (std::size_t n = 0; n < count; ++n)
       correlation[n] = std::fabs(dot(row(static_cast<int>(n)), residual.data(), dim));
     std::iota(order.begin(), order.end(), 0);
-    if (ols && options.selection.candidates > 0) {
+    if (ols && candidates > 0) {
       // Those taken already do not count among the largest.
-      const std::size_t largest = std::min(
-          count, static_cast<std::size_t>(options.selection.candidates) + code.atoms.size());
+      const std::size_t largest =
+          std::min(count, static_cast<std::size_t>(candidates) + code.atoms.size());
       std::partial_sort(order.begin(),
                         order.begin() + static_cast<std::ptrdiff_t>(largest),
                         order.end(),
@@ -52,7 +52,7 @@ ExactCode exact_pursuit(
                                        y = correlation[static_cast<std::size_t>(b)];
                           return x > y || (x == y && a < b);
                         });
-      int left = options.selection.candidates;
+      int left = candidates;
       for (std::size_t i = 0; i < largest && left > 0; ++i) {
         const std::size_t n = static_cast<std::size_t>(order[i]);
         if (taken[n]) continue;

@@ -136,12 +136,12 @@ TEST(Encoder, ChangedAtomsAreUsedAfterSetAtoms) {
 }
 
 TEST(Encoder, ManySmallCallsGiveWhatOneLargeCallGives) {
-  const std::vector<float> atoms = random_rows(256, 64, 1, true),
+  const std::vector<float> atoms = random_rows(300, 64, 1, true),
                            signals = random_rows(1500, 64, 2, false);
-  for (const char* selection : {"omp", "ols", "ols-8"}) {
+  for (const char* selection : {"omp", "ols", "ols-4"}) {
     Encoder one = encoder(8, selection), many = encoder(8, selection, 1);
-    one.set_atoms(atoms.data(), 1, 256, 64);
-    many.set_atoms(atoms.data(), 1, 256, 64);
+    one.set_atoms(atoms.data(), 1, 300, 64);
+    many.set_atoms(atoms.data(), 1, 300, 64);
     SparseCodes whole, part;
     one.encode(signals.data(), 1500, whole);
     for (std::size_t begin = 0; begin < 1500;
@@ -192,8 +192,8 @@ TEST(Encoder, WorkspaceIsStatedAndReused) {
 
 TEST(Encoder, OlsLeavesLessThanOmp) {
   // Atoms around one centre: what one atom misses depends on the ones already chosen.
-  std::vector<float> atoms = random_rows(256, 32, 1, true);
-  for (std::size_t n = 1; n < 256; ++n) {
+  std::vector<float> atoms = random_rows(300, 32, 1, true);
+  for (std::size_t n = 1; n < 300; ++n) {
     float norm2 = 0;
     for (std::size_t k = 0; k < 32; ++k) {
       atoms[n * 32 + k] = atoms[k] + 0.7f * atoms[n * 32 + k];
@@ -204,17 +204,40 @@ TEST(Encoder, OlsLeavesLessThanOmp) {
   const std::vector<float> signals = random_rows(300, 32, 2, false);
   const auto error = [&](const char* selection) {
     Encoder e = encoder(8, selection);
-    e.set_atoms(atoms.data(), 1, 256, 32);
+    e.set_atoms(atoms.data(), 1, 300, 32);
     SparseCodes codes;
     e.encode(signals.data(), 300, codes);
     double sum = 0;
     for (const float r : codes.residual_norms) sum += r;
     return sum;
   };
-  const double omp = error("omp"), some = error("ols-16"), ols = error("ols");
+  const double omp = error("omp"), some = error("ols-4"), ols = error("ols");
   EXPECT_LT(ols, omp);
   EXPECT_LT(some, omp);
   EXPECT_LT(ols, some * 1.01);
+}
+
+TEST(Encoder, CandidatesAreAllAtomsWhereThoseAreFew) {
+  const Selection of16 = Selection::from("ols-16"), all = Selection::from("ols");
+  EXPECT_EQ(of16.candidates_among(1024), 0);
+  EXPECT_EQ(of16.candidates_among(1025), 16);
+  EXPECT_EQ(Selection::from("ols-64").candidates_among(65536), 64);
+  EXPECT_EQ(all.candidates_among(65536), 0);
+  // In every batch: what a signal gets does not depend on the form that pursuit takes.
+  const std::vector<float> atoms = random_rows(300, 32, 1, true);
+  const std::vector<float> signals = random_rows(400, 32, 2, false);
+  const auto codes_of = [&](const char* selection, int num_atoms, std::int64_t count) {
+    Encoder e = encoder(8, selection);
+    e.set_atoms(atoms.data(), 1, num_atoms, 32);
+    SparseCodes codes;
+    e.encode(signals.data(), count, codes);
+    codes.indices.resize(8);
+    return codes.indices;
+  };
+  for (const std::int64_t count : {1, 7, 400}) {
+    EXPECT_EQ(codes_of("ols-4", 256, count), codes_of("ols", 256, 400)) << count;
+    EXPECT_EQ(codes_of("ols-4", 300, count), codes_of("ols-4", 300, 400)) << count;
+  }
 }
 
 TEST(Encoder, LargeDictionaryStaysUnderAGibibyte) {

@@ -69,7 +69,7 @@ def test_pursuit_stops_at_the_tolerance_and_at_vectors_without_direction(rng):
 
 
 def test_ols_finds_smaller_errors(rng):
-    atoms, x = tensor(unit_rows(rng, 128, 32)), tensor(rng.standard_normal((300, 32)))
+    atoms, x = tensor(unit_rows(rng, 600, 32)), tensor(rng.standard_normal((300, 32)))
     errors = {}
     for selection in ("omp", "ols", "ols-8"):
         indices, weights, _ = lexico.encode(x, atoms, 8, selection=selection)

@@ -13,11 +13,16 @@ struct Selection {
   Rule rule = Rule::kOmp;
   /// OLS among the atoms whose |d.r| is, or at an earlier pick of the signal was, one of the this
   /// many largest (atoms already taken do not count; of equals the lower indices); 0: among all.
+  /// Where atoms are few, all are candidates (candidates_among).
   int candidates = 0;
 
   /// "omp", "ols" or "ols-N" with N in 4..64. @throws InvalidArgument naming the text otherwise.
   static Selection from(const std::string& text);
   std::string name() const;
+
+  /// Candidates among so many atoms: 0 (all of them) up to 64 * candidates atoms, where finding the
+  /// best takes longer than to weigh all. So "ols-16" is "ols" up to 1,024 atoms.
+  int candidates_among(std::int64_t num_atoms) const;
 };
 
 /// When to stop adding atoms to a signal x with residual r: the first bound met wins.

@@ -36,6 +36,11 @@ std::string Selection::name() const {
   return candidates == 0 ? "ols" : "ols-" + std::to_string(candidates);
 }
 
+int Selection::candidates_among(std::int64_t num_atoms) const {
+  constexpr std::int64_t kAtomsPerCandidate = 64;
+  return num_atoms > kAtomsPerCandidate * candidates ? candidates : 0;
+}
+
 struct Encoder::Impl {
   EncodeOptions options;
   const float* atoms = nullptr;
@@ -62,7 +67,7 @@ struct Encoder::Impl {
     p.max_atoms = options.max_atoms;
     p.rule = options.selection.rule == Selection::Rule::kOls ? kernels::PursuitRule::kOls
                                                              : kernels::PursuitRule::kOmp;
-    p.candidates = options.selection.candidates;
+    p.candidates = options.selection.candidates_among(num_atoms);
     p.relative_tolerance = options.relative_tolerance;
     p.threads = options.threads;
     p.atoms = atoms;

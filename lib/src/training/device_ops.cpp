@@ -66,7 +66,7 @@ CodedBatch DeviceOps::code(const Tensor& atoms,
   pursuit.max_atoms = static_cast<int>(s);
   pursuit.rule = options_.selection.rule == Selection::Rule::kOls ? kernels::PursuitRule::kOls
                                                                   : kernels::PursuitRule::kOmp;
-  pursuit.candidates = options_.selection.candidates;
+  pursuit.candidates = options_.selection.candidates_among(pursuit.num_atoms);
   pursuit.relative_tolerance = options_.relative_tolerance;
   if (group_ == 0) group_ = static_cast<int>(P);
   Tensor workspace;  // one group after the other
