@@ -267,8 +267,10 @@ Tensor decode(const Tensor& indices, const Tensor& weights, const Tensor& atoms)
   if (!w.is_cpu()) {
     for (std::int64_t slot = 0; slot < sparsity; ++slot) {
       const Tensor of = at_atoms.select(-1, slot);
+      const Tensor unused = (of < 0).unsqueeze(-1);
       const Tensor rows_of = d.index_select(0, of.clamp_min(0).flatten()).view(out.sizes());
-      out.addcmul_(rows_of, (w.select(-1, slot) * (of >= 0)).unsqueeze(-1));
+      const Tensor weights_of = w.select(-1, slot).unsqueeze(-1).masked_fill(unused, 0);
+      out.addcmul_(rows_of.masked_fill(unused, 0), weights_of);
     }
     return out;
   }
@@ -670,7 +672,9 @@ c10::intrusive_ptr<Cache> make_cache(const std::string& dictionaries,
     TORCH_CHECK_VALUE(max_bytes >= 0, "lexico: max_bytes is ", max_bytes, ", must be at least 0");
     options.max_bytes = static_cast<std::size_t>(max_bytes);
     options.threads = threads == 0 ? at::get_num_threads() : as_int(threads, "threads");
-    options.device = device == "cuda" ? "cuda:0" : device;
+    options.device = device;
+    if (device == "cuda" && at::hasCUDA())  // as everywhere in torch: the current one
+      options.device = c10::impl::VirtualGuardImpl(at::kCUDA).getDevice().str();
     return c10::make_intrusive<Cache>(lexico::read_dictionaries(dictionaries), shape, options);
   });
 }

@@ -23,10 +23,7 @@ Status launch(void (*kernel)(Parameters...),
   if (shared_bytes > kWithoutAsking) {
     const Status status = as_status(runtime().func_set_attribute(
         function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-    if (!status.ok()) {
-      (void)runtime().get_last_error();  // it was told: later launches must not report it again
-      return status;
-    }
+    if (!status.ok()) return status;
   }
   const auto start = [&](Parameters... parameters) {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&parameters))..., nullptr};
@@ -35,9 +32,7 @@ Status launch(void (*kernel)(Parameters...),
 #endif
     return runtime().launch_kernel(function, grid, block, pointers, shared_bytes, stream);
   };
-  const Status status = as_status(start(arguments...));
-  if (!status.ok()) (void)runtime().get_last_error();
-  return status;
+  return as_status(start(arguments...));
 }
 
 }  // namespace lexico::kernels::cuda

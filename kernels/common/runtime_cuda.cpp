@@ -79,6 +79,7 @@ Runtime& runtime() {
 
 Status as_status(cudaError_t error) {
   if (error == cudaSuccess) return {};
+  (void)runtime().get_last_error();  // it is told here: no later check must report it again
   return {static_cast<int>(error), cudaGetErrorString(error)};
 }
 

@@ -69,13 +69,15 @@ class LexicoCache(Cache):
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         self._config = text
+        self._device = torch.device(device)
+        if self._device.type == "cuda" and self._device.index is None and torch.cuda.is_available():
+            self._device = torch.device("cuda", torch.cuda.current_device())
         # By position: torch's classes take few names.
         self.codes = CompressedCache(
             str(dictionaries), layers, kv_heads, heads // kv_heads, self.head_dim, 0, recent_window, compress_chunk, sink_tokens,
             _numbers(key_sparsity, int), _numbers(value_sparsity, int), _numbers(key_tolerance, float),
             _numbers(value_tolerance, float), selection, exact, float(adaptive_threshold), adaptive_atoms, page_tokens, max_bytes,
-            threads, str(device))  # fmt: skip
-        self._device = torch.device(device)
+            threads, str(self._device))  # fmt: skip
         self.sequences = []  # their numbers in `codes`, one for each row of the batch
         self._bytes_per_token = 2 * layers * kv_heads * self.head_dim
         super().__init__(layers=[LexicoLayer(self, index) for index in range(layers)])
@@ -214,7 +216,8 @@ class LexicoLayer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         """[batch, kv_heads, tokens, head_dim] each. Returns what attention takes."""
         cache = self._cache
-        if key_states.device.type != cache._device.type:
+        on_codes = cache._config._attn_implementation == "lexico"
+        if key_states.device.type != cache._device.type or (on_codes and key_states.device != cache._device):
             raise ValueError(
                 f"lexico: keys are on {key_states.device}, the cache is on {cache._device}: LexicoCache(..., device='{key_states.device}')"
             )
@@ -225,7 +228,7 @@ class LexicoLayer(CacheLayerMixin):
             )
         cache._start(key_states.shape[0])
         self.is_initialized = True
-        if cache._config._attn_implementation == "lexico":
+        if on_codes:
             self.waiting = True
             key_states = key_states.view_as(key_states)
             key_states.lexico_layer = self

@@ -1,6 +1,7 @@
 // Attention of a layer and of a cache on a GPU, or on one that the CPU emulates.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -211,6 +212,30 @@ TEST_F(AttentionOnDevice, FollowsSequencesThatGrowForkAndAreCutBack) {
   expect_the_same(both, {&a, &fork}, scratch);
 }
 
+// Not even what other sequences have of their own plays a part.
+TEST_F(AttentionOnDevice, ResultsDependOnNoOtherSequence) {
+  Layer layer{dictionary(Kind::kKeys, CodeFormat::Coding::kPacked, false, 1),
+              dictionary(Kind::kValues, CodeFormat::Coding::kPacked, false, 1),
+              {}};
+  static_assert(std::has_single_bit(unsigned{kDim}));
+  for (unsigned i = 0; i < kDim; ++i)  // orthonormal, and every component is in every dimension
+    for (unsigned j = 0; j < kDim; ++j)
+      layer.values.format.residual.axes[i * kDim + j] =
+          (std::popcount(i & j) % 2 == 0 ? 1.0f : -1.0f) / std::sqrt(float{kDim});
+  AttentionOptions options;
+  options.own_atoms = 60;  // the kernels go through 128 atoms and components at a time
+  Both both(layer, options);
+  Both::Sequence alone = both.sequence(), company = both.sequence();
+  both.append(alone, 130);
+  for (int i = 0; i < 60; ++i) both.add_atom(company);
+  both.append(company, 1000);
+  AttentionScratch scratch;
+  const std::vector<float> want = on_device(both, {&alone}, {}, 0, scratch);
+  std::vector<float> found = on_device(both, {&alone, &company}, {}, 0, scratch);
+  found.resize(want.size());
+  EXPECT_EQ(found, want);
+}
+
 TEST_F(AttentionOnDevice, ValuesInTilesAreThoseInRows) {
   using Coding = CodeFormat::Coding;
   for (const Coding coding : {Coding::kExact, Coding::kFp8Int16, Coding::kPacked}) {
@@ -230,6 +255,7 @@ TEST_F(AttentionOnDevice, ValuesInTilesAreThoseInRows) {
       for (const std::int64_t tokens : {63, 1, 70, 256}) {
         both.append(a, tokens);
         expect_the_same(both, {&a}, scratch);
+        expect_the_same(both, {&a}, scratch);  // without copies of pages that are in tiles
       }
       Both::Sequence fork = a;
       both.add_atom(a);

@@ -84,6 +84,20 @@ TEST_F(EncoderOnDevice, CodesAreThoseOfTheCpu) {
   }
 }
 
+TEST_F(EncoderOnDevice, CandidatesOfManyAtomsGiveTheErrorsOfTheCpu) {
+  const std::vector<float> atoms = random_rows(300, kDim, 3);
+  double sums[2] = {0, 0};
+  for (const bool on_device : {false, true}) {
+    Encoder e = encoder(on_device ? "cuda" : "cpu", "ols-4");  // up to 256 atoms it is ols
+    e.set_atoms(atoms.data(), 1, 300, kDim);
+    SparseCodes codes;
+    e.encode(signals_.data(), kDictionaries * kSignals, codes);
+    for (const float norm : codes.residual_norms)
+      sums[on_device ? 1 : 0] += static_cast<double>(norm);
+  }
+  EXPECT_NEAR(sums[1] / sums[0], 1, 2e-3);
+}
+
 TEST_F(EncoderOnDevice, AtomsThatChangedAreTaken) {
   Encoder device = encoder("cuda:0");
   expect_codes_of_the_cpu(device);

@@ -103,6 +103,11 @@ TEST_F(DeviceMemory, MirrorTakesWhatWasTouched) {
   EXPECT_EQ(copy(bytes), old) << "not touched, not copied";
   bytes.touch(40, 41);
   EXPECT_EQ(copy(bytes), host(bytes));
+  bytes.drop_copy();
+  void* const given_back = pool->take();
+  bytes.data()[1] = 253;  // untouched, but all of it goes again
+  EXPECT_EQ(copy(bytes), host(bytes));
+  pool->give(given_back);
   MirroredBytes other = bytes;
   other.data()[7] = 254;
   EXPECT_EQ(copy(other), host(other));

@@ -39,7 +39,8 @@ struct AttentionOptions {
   /// there; codes are kept by the host and copied there as they grow (docs/gpu.md).
   std::string device = "cpu";
   /// On a GPU: products of queries and atoms, and softmax weights of tiles, are rounded to half
-  /// floats (a relative 2^-11 of each term), which is half as much to read.
+  /// floats (a relative 2^-11 of each term), which is half as much to read. Those of tiles are in
+  /// any case where floats have no room in the device's shared memory (docs/gpu.md).
   bool half_tables = false;
   /// On a GPU: values of every so many tokens are sorted by atom there, once there are so many:
   /// faster, for about half more device memory of values and some 0.4 us of the host for each
@@ -93,6 +94,7 @@ class CodedVectors {
   struct Frame;
   explicit CodedVectors(std::shared_ptr<const Frame> frame);
   void pages_to_write(std::int64_t first, std::int64_t tokens);
+  void drop_copies_in_tiles() const;
   std::size_t dim() const;
 
   std::shared_ptr<const Frame> frame_;

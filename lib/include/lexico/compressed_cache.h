@@ -63,6 +63,7 @@ struct CacheOptions {
   int threads = 0;            ///< 0: all. No result depends on it.
   /// Where to compress and to attend: cpu, cuda or cuda:N. On a GPU queries, out and log_sums of
   /// attend lie there; new tokens come from the host, which keeps all and saves it (docs/gpu.md).
+  /// Bytes that a cache counts, and max_bytes, are those of the host.
   std::string device = "cpu";
   bool half_tables = false;   ///< AttentionOptions::half_tables
   int value_tile_tokens = 0;  ///< AttentionOptions::value_tile_tokens

@@ -21,7 +21,8 @@ struct Selection {
   std::string name() const;
 
   /// Candidates among so many atoms: 0 (all of them) up to 64 * candidates atoms, where finding the
-  /// best takes longer than to weigh all. So "ols-16" is "ols" up to 1,024 atoms.
+  /// best takes longer than to weigh all. So "ols-16" is "ols" up to 1,024 atoms (a cache's own
+  /// atoms count).
   int candidates_among(std::int64_t num_atoms) const;
 };
 

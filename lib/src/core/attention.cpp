@@ -524,11 +524,8 @@ LayerAttention::LayerAttention(std::vector<const Dictionary*> keys,
     impl.options.softmax_scale = 1 / std::sqrt(static_cast<float>(impl.keys->dim));
   if (impl.rotates) impl.set_rotation(rope, keys.front()->layer);
   if (device >= 0)
-    impl.device = std::make_unique<detail::DeviceAttention>(device,
-                                                            impl.problem(),
-                                                            impl.keys->layouts.size(),
-                                                            impl.values->layouts.size(),
-                                                            options.half_tables);
+    impl.device = std::make_unique<detail::DeviceAttention>(
+        device, impl.problem(), impl.keys->layouts.size(), impl.values->layouts.size(), options);
 }
 
 LayerAttention::~LayerAttention() = default;
@@ -557,6 +554,13 @@ void detail::AttentionCall::point_to(const std::uint8_t* const* its_pages,
     s.left_out = its_left_out;
     its_left_out += s.num_left_out;
   }
+}
+
+// Pages that were on the device before their tile was full.
+void CodedVectors::drop_copies_in_tiles() const {
+  const std::size_t tokens = tiles_.size() * size_of(frame_->tile_tokens);
+  const std::size_t count = tokens / size_of(frame_->page_tokens);
+  for (std::size_t i = 0; i < count; ++i) pages_[i]->drop_copy();
 }
 
 // Values of full tiles that are not on the device yet.
@@ -711,6 +715,7 @@ void LayerAttention::attend(const std::vector<Sequence>& sequences,
     const detail::Uploads::Session session(on_device.uploads, static_cast<kernels::Stream>(stream));
     detail::AttentionCall call = impl_->collect(sequences, &on_device.uploads);
     impl_->device->attend(p, call, on_device, static_cast<kernels::Stream>(stream));
+    for (const Sequence& s : sequences) s.values->drop_copies_in_tiles();
     return;
   }
   detail::AttentionCall call = impl_->collect(sequences, nullptr);

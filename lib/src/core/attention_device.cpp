@@ -135,7 +135,7 @@ DeviceAttention::DeviceAttention(int device,
                                  const kernels::AttentionProblem& problem,
                                  std::size_t key_layouts,
                                  std::size_t value_layouts,
-                                 bool half_tables)
+                                 const AttentionOptions& options)
     : device_(device) {
   const UseDevice use(device);
   const auto most_components = [](const kernels::CodedSpace& space, std::size_t layouts) {
@@ -150,7 +150,9 @@ DeviceAttention::DeviceAttention(int device,
   bounds_.value_block_bytes = kernels::block_bytes(*problem.values.layout);
   bounds_.key_weights = problem.keys.layout->weights;
   bounds_.value_weights = problem.values.layout->weights;
-  bounds_.half_tables = half_tables;
+  bounds_.half_tables = options.half_tables;
+  // The most there may be, not the most of a call: results do not depend on its other sequences.
+  bounds_.key_extra = bounds_.value_extra = options.own_atoms;
   throw_if_failed(cuda::attention_device(&bounds_), "attention on the device");
   set_up(keys_, problem.keys, key_layouts, problem);
   set_up(values_, problem.values, value_layouts, problem);
@@ -170,11 +172,8 @@ void DeviceAttention::attend(kernels::AttentionProblem problem,
                              kernels::Stream stream) const {
   if (call.sequences.empty()) return;
   cuda::AttentionBounds bounds = bounds_;
-  for (const kernels::AttentionSequence& s : call.sequences) {
+  for (const kernels::AttentionSequence& s : call.sequences)
     bounds.coded_tokens = std::max(bounds.coded_tokens, s.coded_tokens);
-    bounds.key_extra = std::max(bounds.key_extra, s.keys.num_extra);
-    bounds.value_extra = std::max(bounds.value_extra, s.values.num_extra);
-  }
   // Scratch of a sequence that grows need not grow with every token.
   if (bounds.coded_tokens > 0)
     bounds.coded_tokens =
@@ -190,18 +189,18 @@ void DeviceAttention::attend(kernels::AttentionProblem problem,
   const std::size_t exact = arrays.add(call.exact.data(), call.exact.size());
   const std::size_t left_out = arrays.add(call.left_out.data(), call.left_out.size());
   const std::size_t own = arrays.add(call.own.data(), call.own.size());
-  reserve(
-      scratch.memory, arrays.bytes() + cuda::attention_workspace_bytes(problem, bounds), "scratch");
+  const std::size_t bytes = arrays.bytes() + cuda::attention_workspace_bytes(problem, bounds);
+  if (bytes > scratch.memory.size()) reserve(scratch.memory, bytes + bytes / 8, "scratch");
   call.point_to(at<const std::uint8_t*>(scratch.memory, pages),
                 at<const std::uint8_t*>(scratch.memory, tiles),
                 at<kernels::ExactRun>(scratch.memory, exact),
                 at<std::int64_t>(scratch.memory, left_out),
                 at<float>(scratch.memory, own));
-  scratch.staged.resize(arrays.bytes());
-  arrays.for_each([&](const void* from, std::size_t bytes, std::size_t offset) {
-    std::memcpy(scratch.staged.data() + offset, from, bytes);
+  std::vector<char> together(arrays.bytes());  // one copy for all
+  arrays.for_each([&](const void* from, std::size_t size, std::size_t offset) {
+    std::memcpy(together.data() + offset, from, size);
   });
-  scratch.uploads.copy(scratch.memory.data(), scratch.staged.data(), scratch.staged.size());
+  scratch.uploads.copy(scratch.memory.data(), together.data(), together.size());
   problem.sequences = at<kernels::AttentionSequence>(scratch.memory, sequences);
   throw_if_failed(cuda::attention(problem, bounds, scratch.memory.data() + arrays.bytes(), stream),
                   "attention on the device");

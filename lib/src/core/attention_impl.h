@@ -96,7 +96,6 @@ struct AttentionCall {
 struct DeviceScratch {
   Uploads uploads;
   DeviceBuffer memory;
-  std::vector<char> staged;
 };
 DeviceScratch& device_scratch(AttentionScratch& scratch);
 
@@ -109,7 +108,7 @@ class DeviceAttention {
                   const kernels::AttentionProblem& problem,
                   std::size_t key_layouts,
                   std::size_t value_layouts,
-                  bool half_tables);
+                  const AttentionOptions& options);
 
   int device() const { return device_; }
   const std::shared_ptr<DevicePool>& pages(bool of_values) const {

@@ -229,16 +229,16 @@ CompressedCache::Impl::Impl(DictionarySet dictionaries,
 
 Encoder* CompressedCache::Impl::encoder_for(int max_atoms, float tolerance, CacheCoder& coder) {
   if (max_atoms == 0) return nullptr;
-  std::unique_ptr<Encoder>& shared = encoders[{max_atoms, tolerance}];
-  const auto make = [&] {
-    return std::make_unique<Encoder>(
-        EncodeOptions{max_atoms, tolerance, options.selection, options.threads, options.device});
-  };
-  if (!shared) shared = make();
-  if (device < 0) return shared.get();
-  coder.own_encoder = make();
-  coder.own_encoder->share_scratch(*encoders.begin()->second);
-  return coder.own_encoder.get();
+  std::unique_ptr<Encoder>& encoder =
+      device < 0 ? encoders[{max_atoms, tolerance}] : coder.own_encoder;
+  if (encoder) return encoder.get();
+  encoder = std::make_unique<Encoder>(
+      EncodeOptions{max_atoms, tolerance, options.selection, options.threads, options.device});
+  if (device >= 0) {
+    if (first_encoder == nullptr) first_encoder = encoder.get();
+    encoder->share_scratch(*first_encoder);
+  }
+  return encoder.get();
 }
 
 void CompressedCache::Impl::make_layer(int layer) {

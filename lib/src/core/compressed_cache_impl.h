@@ -91,7 +91,10 @@ struct CompressedCache::Impl {
     std::unique_ptr<LayerAttention> attention;
   };
   std::vector<Layer> layers;
-  std::map<std::pair<int, float>, std::unique_ptr<Encoder>> encoders;  // by max_atoms and tolerance
+  // By max_atoms and tolerance; on a GPU each dictionary has its own, with the scratch of the
+  // first.
+  std::map<std::pair<int, float>, std::unique_ptr<Encoder>> encoders;
+  const Encoder* first_encoder = nullptr;
 
   using Sequence = std::vector<detail::CacheLayer>;
   std::vector<std::unique_ptr<Sequence>> sequences;  // nullptr: removed

@@ -180,6 +180,11 @@ const std::uint8_t* MirroredBytes::on_device(const std::shared_ptr<DevicePool>& 
   return static_cast<const std::uint8_t*>(copy_);
 }
 
+void MirroredBytes::drop_copy() {
+  if (copy_ != nullptr) pool_->give(copy_);
+  copy_ = nullptr;
+}
+
 void MirroredBytes::swap(MirroredBytes& other) noexcept {
   std::swap(rows_, other.rows_);
   std::swap(row_bytes_, other.row_bytes_);

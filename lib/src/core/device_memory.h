@@ -28,7 +28,8 @@ class UseDevice {
   int device_, before_ = 0;
 };
 
-/// Memory of the device that was current when it grew.
+/// Memory of the device that was current when it grew. Giving it back waits for all work of the
+/// device (cudaFree does), which may still read it.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
@@ -130,9 +131,7 @@ class MirroredBytes {
     swap(other);
     return *this;
   }
-  ~MirroredBytes() {
-    if (copy_ != nullptr) pool_->give(copy_);
-  }
+  ~MirroredBytes() { drop_copy(); }
 
   std::uint8_t* data() { return bytes_.data(); }
   const std::uint8_t* data() const { return bytes_.data(); }
@@ -143,6 +142,8 @@ class MirroredBytes {
   /// The copy, brought up to date in the order of the stream. Pieces of the pool are of size() or
   /// more. @throws ResourceError.
   const std::uint8_t* on_device(const std::shared_ptr<DevicePool>& pool, Uploads& uploads);
+  /// Gives the copy back. Work that reads it must be on the stream already.
+  void drop_copy();
 
  private:
   void swap(MirroredBytes& other) noexcept;

@@ -142,7 +142,9 @@ void DeviceOps::adam(Tensor& atoms,
                      double rate,
                      bool normalize_first,
                      kernels::Stream stream) const {
-  const Tensor factors = torch::tensor(scales).to(atoms.device());
+  const Tensor factors =
+      torch::tensor(scales, torch::TensorOptions().pinned_memory(atoms.is_cuda()))
+          .to(atoms.device(), /*non_blocking=*/true);
   ++moments.step;
   throw_if_failed(cuda::adam_step({static_cast<int>(atoms.size(0)),
                                    static_cast<int>(atoms.size(1)),
