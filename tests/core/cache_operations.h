@@ -1,6 +1,7 @@
 #pragma once
 // Random operations on a compressed cache and on the model of one (cache_model.h), side by side.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <functional>
@@ -276,7 +277,7 @@ inline void run_cache_operations(unsigned first,
                                  unsigned last,
                                  const std::vector<CacheCase>& cases = cache_cases(),
                                  const CacheAttend& attend = {}) {
-  const std::string folder = testing::TempDir() + "/cache_" + std::to_string(first);
+  const std::string folder = testing::TempDir() + "/cache_" + std::to_string(getpid());
   std::filesystem::create_directories(folder);
   for (unsigned seed = first; seed < last && !testing::Test::HasFailure(); ++seed) {
     const CacheCase& c = cases[seed % cases.size()];
