@@ -49,7 +49,8 @@ struct Config {
           "stop a signal once |residual| <= tolerance * |signal|; 0: never");
     visit("selection",
           self.selection,
-          "which atom comes next: omp, ols, or ols-N (OLS among the N best); several are compared");
+          "which atom comes next: omp, ols, or ols-N (OLS among the N best, or all of up to 64 N); "
+          "several are compared");
     visit("threads", self.threads, "threads; 0: all of the machine; several are compared");
     visit("batch_size", self.batch_size, "signals per call; 0: all at once");
     visit("cpu",

@@ -95,7 +95,9 @@ struct EvalConfig : ModelTextConfig {
     visit("max_vectors",
           self.max_vectors,
           "vectors per data set, layer and kind, evenly spread; 0: all");
-    visit("selection", self.selection, "omp, ols, or ols-N (OLS among N candidates)");
+    visit("selection",
+          self.selection,
+          "omp, ols, or ols-N (OLS among N candidates; among all of up to 64 N atoms)");
     visit("tolerance", self.tolerance, "stop a vector once |r| <= tolerance * |x|; 0: never");
     visit("no_baselines", self.no_baselines, "leave out the random and the sample dictionary");
     visit("output", self.output, "folder for report.json, report.csv and report.html");

@@ -60,7 +60,8 @@ struct TrainConfig {
     visit("value_sparsity", self.value_sparsity, "of values alone; 0: sparsity");
     visit("selection",
           self.selection,
-          "how pursuit picks an atom: omp, ols or ols-N (OLS among the N best)");
+          "how pursuit picks an atom: omp, ols or ols-N (OLS among the N best; among all of up to "
+          "64 N)");
     visit("relative_tolerance",
           self.relative_tolerance,
           "stop a pursuit at this relative error; 0: always sparsity atoms");
