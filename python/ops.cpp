@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/pursuit_options.h"
 #include "kernels/pursuit/pursuit.h"
 #include "lexico/attention.h"
 #include "lexico/compressed_cache.h"
@@ -181,11 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_on_device(const Tensor& x,
   p.num_signals = rows;
   p.num_atoms = static_cast<int>(d.size(0));
   p.dim = static_cast<int>(d.size(1));
-  p.max_atoms = options.max_atoms;
-  p.rule = options.selection.rule == lexico::Selection::Rule::kOls ? kernels::PursuitRule::kOls
-                                                                   : kernels::PursuitRule::kOmp;
-  p.candidates = options.selection.candidates_among(p.num_atoms);
-  p.relative_tolerance = options.relative_tolerance;
+  lexico::detail::set_options(p, options);
   p.atoms = d.const_data_ptr<float>();
   p.signals = x.const_data_ptr<float>();
   p.indices = indices.mutable_data_ptr<std::int32_t>();

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "core/device_encoder.h"
+#include "core/pursuit_options.h"
 #include "kernels/memory/memory.h"
 #include "kernels/pursuit/pursuit.h"
 
@@ -64,11 +65,7 @@ struct Encoder::Impl {
     p.num_signals = num_signals;
     p.num_atoms = num_atoms;
     p.dim = dim;
-    p.max_atoms = options.max_atoms;
-    p.rule = options.selection.rule == Selection::Rule::kOls ? kernels::PursuitRule::kOls
-                                                             : kernels::PursuitRule::kOmp;
-    p.candidates = options.selection.candidates_among(num_atoms);
-    p.relative_tolerance = options.relative_tolerance;
+    detail::set_options(p, options);
     p.threads = options.threads;
     p.atoms = atoms;
     return p;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "core/pursuit_options.h"
 #include "kernels/memory/memory.h"
 #include "kernels/pursuit/pursuit.h"
 #include "kernels/sparse/sparse.h"
@@ -63,11 +64,7 @@ CodedBatch DeviceOps::code(const Tensor& atoms,
   pursuit.num_signals = B;
   pursuit.num_atoms = static_cast<int>(N);
   pursuit.dim = static_cast<int>(m);
-  pursuit.max_atoms = static_cast<int>(s);
-  pursuit.rule = options_.selection.rule == Selection::Rule::kOls ? kernels::PursuitRule::kOls
-                                                                  : kernels::PursuitRule::kOmp;
-  pursuit.candidates = options_.selection.candidates_among(pursuit.num_atoms);
-  pursuit.relative_tolerance = options_.relative_tolerance;
+  set_options(pursuit, options_);
   if (group_ == 0) group_ = static_cast<int>(P);
   Tensor workspace;  // one group after the other
   for (std::int64_t first = 0; first < P;) {
