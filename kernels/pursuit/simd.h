@@ -180,26 +180,23 @@ inline VecInt load_int_at(const std::int32_t* v, VecInt index) {
 
 /// Writes the lanes of the mask one after another, and other values after them, a vector in all.
 /// @returns how many are in the mask.
-inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
 #if defined(__AVX512F__)
+inline int pack_lanes(std::int32_t* to, unsigned mask, VecInt v) {
   store_int(to, (VecInt)_mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), (__m512i)v));
   return __builtin_popcount(mask);
-#else
-  int count = 0;
-  for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
-  return count;
-#endif
 }
 inline int pack_lanes(float* to, unsigned mask, Vec v) {
-#if defined(__AVX512F__)
   store(to, (Vec)_mm512_maskz_compress_ps(static_cast<__mmask16>(mask), (__m512)v));
   return __builtin_popcount(mask);
+}
 #else
+template <typename Number, typename Lanes>
+int pack_lanes(Number* to, unsigned mask, Lanes v) {
   int count = 0;
   for (; mask != 0; mask &= mask - 1) to[count++] = v[__builtin_ctz(mask)];
   return count;
-#endif
 }
+#endif
 
 /// 0, 1, 2, ...
 inline VecInt lane_numbers() {
